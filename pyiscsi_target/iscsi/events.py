@@ -34,6 +34,13 @@ class TransferRequested:
 
 
 @dataclass(slots=True)
+class TransferFailed:
+    """A command for which data was solicited has ended: some of its data came damaged."""
+
+    command: Command
+
+
+@dataclass(slots=True)
 class TaskManagementRequested:
     """Answer with `task_management_response`."""
 
@@ -45,9 +52,10 @@ class TaskManagementRequested:
 
 
 @dataclass(slots=True)
-class LoggedOut:
-    """The initiator logs out; the connection ends when the answer is sent."""
+class LogoutRequested:
+    """The initiator logs out; answer with `accept_logout` after all that was answered before."""
 
+    itt: int
     reason: LogoutReason
 
 
@@ -68,8 +76,9 @@ Event = (
     | SessionRequested
     | LoginFailed
     | TransferRequested
+    | TransferFailed
     | TaskManagementRequested
-    | LoggedOut
+    | LogoutRequested
     | PingAnswered
     | ConnectionFailed
 )

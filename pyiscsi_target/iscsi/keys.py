@@ -46,7 +46,7 @@ class Sender(Flag):
 
 LOGIN = Phase.SECURITY | Phase.OPERATIONAL
 ANY = LOGIN | Phase.FULL_FEATURE
-SEGMENT_MAX = (1 << 24) - 1
+LONGEST = (1 << 24) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ def _or(ours: Value, theirs: Value) -> Value:
     return bool(ours) or bool(theirs)
 
 
-def _smaller(ours: Value, theirs: Value) -> Value:
+def _min(ours: Value, theirs: Value) -> Value:
     return min(int(ours), int(theirs))
 
 
-def _larger(ours: Value, theirs: Value) -> Value:
+def _max(ours: Value, theirs: Value) -> Value:
     return max(int(ours), int(theirs))
 
 
@@ -127,7 +127,7 @@ TABLE: tuple[Key, ...] = (
     # name, type, default, result, phase, sender, lowest, highest, normal session only, length
     Key("HeaderDigest", _LIST, NONE, first_common, _OPERATIONAL),  # 13.1
     Key("DataDigest", _LIST, NONE, first_common, _OPERATIONAL),  # 13.1
-    Key("MaxConnections", _NUMBER, 1, _smaller, _OPERATIONAL, _BOTH, 1, 65535, True),  # 13.2
+    Key("MaxConnections", _NUMBER, 1, _min, _OPERATIONAL, _BOTH, 1, 65535, True),  # 13.2
     Key("SendTargets", _TEXT, None, None, Phase.FULL_FEATURE, _INITIATOR),  # 13.3
     Key("TargetName", _TEXT, None, None, ANY, _BOTH),  # 13.4
     Key("InitiatorName", _TEXT, None, None, LOGIN, _INITIATOR),  # 13.5
@@ -137,18 +137,18 @@ TABLE: tuple[Key, ...] = (
     Key("TargetPortalGroupTag", _NUMBER, None, None, LOGIN, _TARGET, 0, 65535),  # 13.9
     Key("InitialR2T", _BOOLEAN, True, _or, _OPERATIONAL, _BOTH, 0, 0, True),  # 13.10
     Key("ImmediateData", _BOOLEAN, True, _and, _OPERATIONAL, _BOTH, 0, 0, True),  # 13.11
-    Key("MaxRecvDataSegmentLength", _NUMBER, 8192, None, ANY, _BOTH, 512, SEGMENT_MAX),  # 13.12
-    Key("MaxBurstLength", _NUMBER, 262144, _smaller, _OPERATIONAL, _BOTH, 512, SEGMENT_MAX, True),  # 13.13
-    Key("FirstBurstLength", _NUMBER, 65536, _smaller, _OPERATIONAL, _BOTH, 512, SEGMENT_MAX, True),  # 13.14
-    Key("DefaultTime2Wait", _NUMBER, 2, _larger, _OPERATIONAL, _BOTH, 0, 3600),  # 13.15
-    Key("DefaultTime2Retain", _NUMBER, 20, _smaller, _OPERATIONAL, _BOTH, 0, 3600),  # 13.16
-    Key("MaxOutstandingR2T", _NUMBER, 1, _smaller, _OPERATIONAL, _BOTH, 1, 65535, True),  # 13.17
+    Key("MaxRecvDataSegmentLength", _NUMBER, 8192, None, ANY, _BOTH, 512, LONGEST),  # 13.12
+    Key("MaxBurstLength", _NUMBER, 262144, _min, _OPERATIONAL, _BOTH, 512, LONGEST, True),  # 13.13
+    Key("FirstBurstLength", _NUMBER, 65536, _min, _OPERATIONAL, _BOTH, 512, LONGEST, True),  # 13.14
+    Key("DefaultTime2Wait", _NUMBER, 2, _max, _OPERATIONAL, _BOTH, 0, 3600),  # 13.15
+    Key("DefaultTime2Retain", _NUMBER, 20, _min, _OPERATIONAL, _BOTH, 0, 3600),  # 13.16
+    Key("MaxOutstandingR2T", _NUMBER, 1, _min, _OPERATIONAL, _BOTH, 1, 65535, True),  # 13.17
     Key("DataPDUInOrder", _BOOLEAN, True, _or, _OPERATIONAL, _BOTH, 0, 0, True),  # 13.18
     Key("DataSequenceInOrder", _BOOLEAN, True, _or, _OPERATIONAL, _BOTH, 0, 0, True),  # 13.19
-    Key("ErrorRecoveryLevel", _NUMBER, 0, _smaller, _OPERATIONAL, _BOTH, 0, 2),  # 13.20
+    Key("ErrorRecoveryLevel", _NUMBER, 0, _min, _OPERATIONAL, _BOTH, 0, 2),  # 13.20
     Key("SessionType", _TEXT, "Normal", None, LOGIN, _INITIATOR),  # 13.21
     Key("TaskReporting", _LIST, "RFC3720", first_common, _OPERATIONAL, _BOTH, 0, 0, True),  # 13.23
-    Key("iSCSIProtocolLevel", _NUMBER, 1, _smaller, _OPERATIONAL, _BOTH, 0, 31, True),  # 13.24
+    Key("iSCSIProtocolLevel", _NUMBER, 1, _min, _OPERATIONAL, _BOTH, 0, 31, True),  # 13.24
     Key("OFMarker", _TEXT, None, _refuse, _OPERATIONAL),  # 13.25
     Key("IFMarker", _TEXT, None, _refuse, _OPERATIONAL),  # 13.25
     Key("OFMarkInt", _TEXT, None, _refuse, _OPERATIONAL),  # 13.25
@@ -262,10 +262,16 @@ class Negotiation:
         answers = []
         for name, text in pairs:
             if name in self._seen:
+                if self._repeats(name, text):
+                    continue
                 raise ProtocolError(f"{name} was negotiated before")  # section 6.2
             if (answer := self._answer_one(name, text, phase)) is not None:
                 answers.append((name, answer))
         return answers
+
+    def _repeats(self, name: str, text: str) -> bool:
+        """Whether a declaration just says again what it said: libiscsi does so at each stage."""
+        return name in self.declared and format_value(self.declared[name]) == text
 
     def _answer_one(self, name: str, text: str, phase: Phase) -> str | None:
         key = KEYS.get(name)

@@ -49,6 +49,7 @@ class Terms:
     limits: Limits
     portal_group_tag: int = 1
     alias: str | None = None
+    queue_depth: int = 16
     credentials: Credentials | None = None
 
 
@@ -91,7 +92,7 @@ class Agreement:
 
     @property
     def initiator_port_name(self) -> str:
-        """The SCSI initiator port name (section 4.4.3): the same for every connection of a nexus."""
+        """The SCSI initiator port name (section 4.4.3), the same for every session of a nexus."""
         return f"{self.initiator_name},i,0x{self.isid.hex()}"
 
 

@@ -43,15 +43,26 @@ class CommandWindow:
         if cmd_sn != self.expected:
             self.early[cmd_sn] = action
             return
-        action()
-        self.skip()
+        self._count(action)
+        while (early := self.early.pop(self.expected, None)) is not None:
+            self._count(early)
 
-    def skip(self) -> None:
-        """Count the expected CmdSN as received and run what waited for it."""
+    def _count(self, action: Callable[[], None]) -> None:
+        """Count the expected CmdSN, then act: an answer acknowledges what it answers."""
         self.expected = (self.expected + 1) & SERIAL_MASK
-        while (action := self.early.pop(self.expected, None)) is not None:
-            action()
-            self.expected = (self.expected + 1) & SERIAL_MASK
+        action()
+
+    def retract(self) -> None:
+        """The command being delivered is rejected: it is not received after all (section 7.3).
+
+        Undoes its count and its `complete`, before any answer has told of them.
+        """
+        self.expected = (self.expected - 1) & SERIAL_MASK
+        self.limit = (self.limit - 1) & SERIAL_MASK
+
+    def widen(self, depth: int) -> None:
+        """Let up to `depth` commands be outstanding, none of which has arrived yet."""
+        self.limit = (self.expected + depth) & SERIAL_MASK
 
     def complete(self, credit: int) -> None:
         """An answer is going out: open the window by what its command took."""

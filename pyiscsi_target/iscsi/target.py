@@ -10,13 +10,11 @@ from functools import partial
 
 from .constants import (
     BHS_LENGTH,
-    CONTINUE,
     FINAL,
     IMMEDIATE,
     OPCODE_MASK,
     RESERVED_TAG,
     SERIAL_MASK,
-    TRANSIT,
     AhsType,
     AsyncEvent,
     CommandFlag,
@@ -31,20 +29,21 @@ from .constants import (
 from .events import (
     ConnectionFailed,
     Event,
-    LoggedOut,
     LoginFailed,
+    LogoutRequested,
     PingAnswered,
     SessionRequested,
     TaskManagementRequested,
+    TransferFailed,
     TransferRequested,
 )
 from .framing import BAD_DIGEST, BufferPool, Framer
-from .login import LOGIN_SEGMENT_LENGTH, Agreement, LoginPolicy, Reply, TargetLogin
+from .login import LOGIN_SEGMENT_LENGTH, Agreement, LoginPolicy
+from .login_phase import LoginPhase
 from .pdu import (
     AsyncMessage,
     DataOut,
     LoginRequest,
-    LoginResponse,
     LogoutRequest,
     LogoutResponse,
     NopIn,
@@ -56,7 +55,7 @@ from .pdu import (
     TextRequest,
 )
 from .responses import Buffer, ResponseWriter
-from .session import CommandWindow, serial_distance
+from .session import serial_distance
 from .text import ProtocolError
 from .text_exchange import TextExchange
 from .transfer import (
@@ -70,11 +69,12 @@ from .transfer import (
 )
 
 CHECK_CONDITION = 0x02  # the SCSI status that the transport's own errors carry
-LOGIN_REQUESTS_MAX = 64  # of one login: more is a peer that goes round in circles
 ALL_FRAMES = 1 << 30
 
 _READ = int(CommandFlag.READ)
 _WRITE = int(CommandFlag.WRITE)
+_DIRECTION_AND_FINAL = _READ | _WRITE | FINAL
+_WRITE_AND_FINAL = _WRITE | FINAL
 _SCSI_COMMAND = int(Opcode.SCSI_COMMAND)
 _unpack_command = ScsiCommand.LAYOUT.unpack_from
 _unpack_data_out = DataOut.LAYOUT.unpack_from
@@ -88,25 +88,22 @@ class TargetConnection:
         policy: LoginPolicy,
         random_bytes: Callable[[int], bytes],
         pool: BufferPool,
-        queue_depth: int = 128,
     ) -> None:
         self._policy = policy
         self._framer = Framer(pool, LOGIN_SEGMENT_LENGTH)
-        self._login = TargetLogin(policy, random_bytes)
-        self._login_requests = 0
-        self._final_login: tuple[LoginRequest, Reply] | None = None
-        self._queue_depth = queue_depth
         self._writer = ResponseWriter(int.from_bytes(random_bytes(4), "big"))
+        self._login = LoginPhase(policy, random_bytes, self._writer)
         self._readers: Mapping[int, _Reader] = self.LOGIN_READERS
         self._frame_limit = 1
         self._events: list[Event] = []
         self._commands: dict[int, Command] = {}
+        self._immediate_length = 0  # bytes a command may bring along: less than any AHS's length
         self._transfers = TransferQueue()
+        self._management: set[int] = set()
         self._text: TextExchange | None = None
         self._ping_ttt = RESERVED_TAG
         self.agreement: Agreement | None = None
-        self.acknowledged_stat_sn = 0
-        self.closing = False
+        self._stopped = False
         self.outgoing = self._writer.outgoing
         self.writable = self._framer.writable
         self.settle = self._framer.settle
@@ -127,7 +124,7 @@ class TargetConnection:
                     reader(self, position, data, ahs)
                 except ProtocolError as error:
                     self._fail(error, position)
-                if self.closing:
+                if self._stopped:
                     return events
         if framer.broken is not None:
             self._fail(framer.broken, None)
@@ -135,12 +132,12 @@ class TargetConnection:
 
     def _fail(self, error: ProtocolError, position: int | None) -> None:
         """The peer broke the protocol: answer as the phase wants, then end the connection."""
-        if self._readers is self.LOGIN_READERS:
-            self._refuse_login(error, position)
+        if self._login.begun and self._readers is self.LOGIN_READERS:
+            self._events.append(self.refuse_session(error))
             return
-        if position is not None:
+        if position is not None and self.agreement is not None:
             self._reject(error.reason, position)
-        self.closing = True
+        self._stopped = True
         self._events.append(ConnectionFailed(error))
 
     def _reject(self, reason: RejectReason, position: int) -> None:
@@ -169,54 +166,16 @@ class TargetConnection:
 
     def _read_login(self, position: int, data: memoryview | None, ahs: bytes) -> None:
         request = LoginRequest.unpack(self._framer.memory, position)
-        self._login_requests += 1
-        if self._login_requests > LOGIN_REQUESTS_MAX or self._final_login is not None:
-            raise ProtocolError("too many login requests")
-        if self._login_requests == 1:
-            self._writer.window = CommandWindow(request.cmd_sn, self._queue_depth)
-        reply = self._login.receive(request, bytes(data) if data is not None else b"")
-        if not reply.agreed:
-            self._send_login_response(request, reply.flags, reply.data)
-            return
-        assert self._login.agreement is not None
-        self._final_login = request, reply
-        self._events.append(SessionRequested(self._login.agreement))
+        agreement = self._login.receive(request, bytes(data) if data is not None else b"")
+        if agreement is not None:
+            self._events.append(SessionRequested(agreement))
 
     def _read_stray_pdu(self, position: int, data: memoryview | None, ahs: bytes) -> None:
-        if self._login_requests == 0:  # not an iSCSI initiator: no answer (section 6.3)
-            self.closing = True
-            self._events.append(ConnectionFailed(ProtocolError("the first PDU is no login")))
-            return
         raise ProtocolError("not a login request", status=LoginStatus.INVALID_DURING_LOGIN)
-
-    def _send_login_response(
-        self, request: LoginRequest, flags: int, data: bytes = b"", status: int = 0, tsih: int = 0
-    ) -> None:
-        response = LoginResponse(
-            flags=flags,
-            isid=request.isid,
-            tsih=tsih or request.tsih,
-            itt=request.itt,
-            stat_sn=self._writer.next_stat_sn(),
-            status=status,
-        )
-        self._writer.queue(response, data)
-
-    def _refuse_login(self, error: ProtocolError, position: int | None) -> None:
-        if position is not None and self._login_requests:
-            request = LoginRequest.unpack(self._framer.memory, position)
-            self._send_login_response(request, request.flags & 0x0C, status=error.status)
-        self.closing = True
-        self._events.append(LoginFailed(self._login.initiator_name, error))
 
     def accept_session(self, tsih: int) -> None:
         """The server opened the session: send the last Login Response, begin full feature."""
-        assert self._final_login is not None
-        assert self._login.agreement is not None
-        request, reply = self._final_login
-        self.agreement = agreement = self._login.agreement
-        assert reply.flags & TRANSIT
-        self._send_login_response(request, reply.flags, reply.data, tsih=tsih)
+        self.agreement = agreement = self._login.accept(tsih)
         parameters = agreement.parameters
         self._framer.max_segment_length = parameters.max_recv_data_segment_length
         self._framer.header_digest = self._writer.header_digest = parameters.header_digest
@@ -224,39 +183,47 @@ class TargetConnection:
         self._writer.limit_lengths(
             parameters.max_send_data_segment_length, parameters.max_burst_length
         )
+        if parameters.immediate_data:
+            self._immediate_length = parameters.first_burst_length
         self._text = TextExchange(self._policy, agreement, self._writer)
         self._readers = self.DISCOVERY_READERS if agreement.discovery else self.NORMAL_READERS
         self._frame_limit = ALL_FRAMES
 
     def refuse_session(self, error: ProtocolError) -> LoginFailed:
         """The server did not open the session: say why and end the connection."""
-        assert self._final_login is not None
-        request, _ = self._final_login
-        self._send_login_response(request, request.flags & 0x0C, status=error.status)
-        self.closing = True
+        self._login.refuse(error.status)
+        self._stopped = True
         return LoginFailed(self._login.initiator_name, error)
 
     # SCSI commands and their data
 
     def _read_command(self, position: int, data: memoryview | None, ahs: bytes) -> None:
-        opcode, flags, lengths, lun, itt, expected_length, cmd_sn, exp_stat_sn, cdb = (
-            _unpack_command(self._framer.memory, position)
+        opcode, flags, lengths, lun, itt, expected_length, cmd_sn, _, cdb = _unpack_command(
+            self._framer.memory, position
         )
-        self.acknowledged_stat_sn = exp_stat_sn
         command = Command(itt, lun, cdb, flags, expected_length, cmd_sn)
         window = self._writer.window
         if (
             opcode == _SCSI_COMMAND
-            and not lengths
-            and not flags & _WRITE
             and cmd_sn == window.expected
             and cmd_sn != window.limit
             and not window.early
             and itt not in self._commands
         ):
-            window.expected = (cmd_sn + 1) & SERIAL_MASK
-            self._events.append(command)
-            return
+            direction = flags & _DIRECTION_AND_FINAL
+            if not lengths and not direction & _WRITE:
+                window.expected = (cmd_sn + 1) & SERIAL_MASK
+                self._events.append(command)
+                return
+            if (
+                direction == _WRITE_AND_FINAL
+                and 0 < lengths == expected_length <= self._immediate_length
+                and data is not BAD_DIGEST
+            ):
+                window.expected = (cmd_sn + 1) & SERIAL_MASK
+                command.data.append(data)  # type: ignore[arg-type]
+                self._events.append(command)
+                return
         self._read_other_command(command, opcode, position, data, ahs)
 
     def _read_other_command(
@@ -267,7 +234,7 @@ class TargetConnection:
         data: memoryview | None,
         ahs: bytes,
     ) -> None:
-        """A command with data, AHS or the I bit, or one that is not the next of the window."""
+        """A command that needs more than its header: data still to come, AHS, the I bit, a wait."""
         if not self._intact(data, position):
             return
         if opcode & IMMEDIATE:
@@ -292,25 +259,33 @@ class TargetConnection:
 
     def _accept_data(self, command: Command, data: memoryview | None) -> bytes:
         """Take immediate data and see what is still to come; sense data if it is refused."""
-        flags, expected = command.flags, command.expected_length
+        expected = command.expected_length
         length = len(data) if data is not None else 0
-        if not flags & _WRITE:
+        if not command.flags & _WRITE:
             return UNEXPECTED_UNSOLICITED_DATA if length else b""
-        if flags & _READ:
-            return INVALID_FIELD_IN_COMMAND_IU  # bidirectional commands do not exist here
+        refusal = self._refuse_data(command, length)
+        assert self.agreement is not None
+        unsolicited_end = 0
+        if not command.flags & FINAL:
+            unsolicited_end = min(expected, self.agreement.parameters.first_burst_length)
+        if unsolicited_end > length or (length < expected and not refusal):
+            command.transfer = Transfer(length, unsolicited_end)
+        if data is not None and not refusal:
+            command.data.append(data if command.transfer is None else bytes(data))
+        return refusal
+
+    def _refuse_data(self, command: Command, length: int) -> bytes:
+        """Sense data for a command whose data does not come as was negotiated, or b""."""
         assert self.agreement is not None
         parameters = self.agreement.parameters
-        more_follows = not flags & FINAL
-        if (length and not parameters.immediate_data) or (more_follows and parameters.initial_r2t):
+        if command.flags & _READ:
+            return INVALID_FIELD_IN_COMMAND_IU  # bidirectional commands do not exist here
+        if length and not parameters.immediate_data:
             return UNEXPECTED_UNSOLICITED_DATA
-        if length > expected or length > parameters.first_burst_length:
+        if parameters.initial_r2t and not command.flags & FINAL:
+            return UNEXPECTED_UNSOLICITED_DATA
+        if length > min(command.expected_length, parameters.first_burst_length):
             return INCORRECT_AMOUNT_OF_DATA
-        if data is not None:
-            command.data.append(data)
-        if length < expected:
-            command.data = [bytes(piece) for piece in command.data]
-            unsolicited_end = min(expected, parameters.first_burst_length) if more_follows else 0
-            command.transfer = Transfer(length, unsolicited_end)
         return b""
 
     def _deliver_command(self, command: Command, refusal: bytes, registered: bool) -> None:
@@ -343,25 +318,28 @@ class TargetConnection:
             self._writer.queue(r2t)
 
     def _read_data_out(self, position: int, data: memoryview | None, ahs: bytes) -> None:
-        _, flags, lengths, _, itt, ttt, exp_stat_sn, data_sn, offset = _unpack_data_out(
+        _, flags, lengths, _, itt, ttt, _, data_sn, offset = _unpack_data_out(
             self._framer.memory, position
         )
-        self.acknowledged_stat_sn = exp_stat_sn
         length = lengths & 0xFFFFFF
         command = self._commands.get(itt)
         if command is None or command.transfer is None:
             return  # of a command that was answered or aborted meanwhile
         transfer = command.transfer
-        if data is BAD_DIGEST:
-            self._reject(RejectReason.DATA_DIGEST_ERROR, position)
-            self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
-            return
         transfer.receive(ttt, flags, data_sn, offset, length)
         if ttt != RESERVED_TAG:
             self._transfers.arrived(length)
-        if data is not None:
+        if data is BAD_DIGEST:
+            self._reject(RejectReason.DATA_DIGEST_ERROR, position)
+            if transfer.answer is None:
+                self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
+                self._events.append(TransferFailed(command))
+        elif data is not None and transfer.answer is None:
             command.data.append(bytes(data))
-        if transfer.complete:
+        if transfer.answer is not None:
+            if not transfer.bursts:
+                transfer.answer()
+        elif transfer.complete:
             del self._commands[itt]
             self._events.append(command)
         elif transfer.wanted is not None and flags & FINAL:
@@ -380,10 +358,23 @@ class TargetConnection:
         sense: bytes = b"",
         data_out_length: int | None = None,
     ) -> None:
-        """Answer a command whose tag is in use, or end its transfer early."""
+        """Answer a command, at once or when the data that it was to send has come."""
+        transfer = command.transfer
+        if transfer is not None and transfer.bursts:
+            command.data.clear()
+            transfer.answer = partial(
+                self._end_early, command, status, sense, data_out_length
+            )  # it waits for the sequences that are open (section 11.4.2)
+            return
         self._commands.pop(command.itt, None)
-        self._transfers.remove(command)
         self._writer.respond(command, status, data, sense, data_out_length)
+
+    def _end_early(
+        self, command: Command, status: int, sense: bytes, data_out_length: int | None
+    ) -> None:
+        if self._commands.pop(command.itt, None) is not None:
+            self._transfers.remove(command)
+            self._writer.respond(command, status, None, sense, data_out_length)
 
     @property
     def respond_now(self) -> Callable[..., None]:
@@ -392,9 +383,9 @@ class TargetConnection:
 
     def drop(self, command: Command) -> None:
         """End an aborted command without an answer; what still comes for it is discarded."""
-        if self._commands.pop(command.itt, None) is not None:
-            self._writer.window.complete(command.credit)
+        self._commands.pop(command.itt, None)
         self._transfers.remove(command)
+        self._writer.window.complete(command.credit)
 
     def command_of(self, itt: int) -> Command | None:
         """The unanswered command with this tag."""
@@ -423,6 +414,10 @@ class TargetConnection:
             answer = TaskManagementResponse.ALLEGIANCE_REASSIGNMENT_NOT_SUPPORTED
         elif function >= TaskManagement.QUERY_TASK and self.agreement.parameters.protocol_level < 2:
             answer = TaskManagementResponse.NOT_SUPPORTED
+        elif function == TaskManagement.ABORT_TASK and (
+            request.referenced_task_tag in self._management
+        ):
+            answer = TaskManagementResponse.FUNCTION_REJECTED  # no SCSI task (section 11.6.1)
         elif (
             function == TaskManagement.ABORT_TASK
             and request.referenced_task_tag not in self._commands
@@ -433,12 +428,14 @@ class TargetConnection:
             window.deliver(request.ref_cmd_sn, _nothing)  # it counts as received: 11.5.1
             answer = TaskManagementResponse.FUNCTION_COMPLETE
         if answer is None:
+            self._management.add(request.itt)
             self._events.append(requested)
         else:
             self.task_management_response(requested, answer)
 
     def task_management_response(self, request: TaskManagementRequested, response: int) -> None:
         """Answer a task management request."""
+        self._management.discard(request.itt)
         self._writer.window.complete(request.credit)
         self._writer.queue(
             TaskManagementResult(
@@ -462,7 +459,7 @@ class TargetConnection:
     def _echo(self, request: NopOut, data: bytes) -> None:
         if not request.opcode & IMMEDIATE:
             self._writer.window.complete(1)
-        response = NopIn(lun=request.lun, itt=request.itt, stat_sn=self._writer.next_stat_sn())
+        response = NopIn(itt=request.itt, stat_sn=self._writer.next_stat_sn())
         self._writer.queue(response, data[: self._writer.max_segment_length])
 
     def ping(self) -> bool:
@@ -485,13 +482,14 @@ class TargetConnection:
 
     def _exchange_text(self, request: TextRequest, text: bytes, header: bytes) -> None:
         assert self._text is not None
-        if not request.opcode & IMMEDIATE:
-            self._writer.window.complete(1)
-        if request.flags & FINAL and request.flags & CONTINUE:
-            raise ProtocolError("F and C are both set")
+        window = self._writer.window
+        credit = 0 if request.opcode & IMMEDIATE else 1
         try:
+            window.complete(credit)
             self._text.receive(request, text)
         except ProtocolError as error:
+            if credit:
+                window.retract()
             self._writer.queue(
                 Reject(reason=error.reason, stat_sn=self._writer.next_stat_sn()), header
             )
@@ -504,25 +502,34 @@ class TargetConnection:
         """Sections 11.14 and 11.15; at error recovery level 0 nothing can be recovered."""
         assert self.agreement is not None
         reason = request.flags & 0x7F
+        highest = LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY
+        if reason > (LogoutReason.CLOSE_SESSION if self.agreement.discovery else highest):
+            raise ProtocolError("no such logout here", RejectReason.INVALID_PDU_FIELD)
         if not request.opcode & IMMEDIATE:
             self._writer.window.complete(1)
-        code = LogoutResponseCode.CLOSED
         if reason == LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
             code = LogoutResponseCode.RECOVERY_NOT_SUPPORTED
+            self._send_logout_response(request.itt, code)
         elif reason == LogoutReason.CLOSE_CONNECTION and request.cid != self.agreement.cid:
-            code = LogoutResponseCode.CID_NOT_FOUND
-        elif reason > LogoutReason.REMOVE_CONNECTION_FOR_RECOVERY:
-            raise ProtocolError("unknown logout reason", RejectReason.INVALID_PDU_FIELD)
-        response = LogoutResponse(
-            response=code,
-            itt=request.itt,
-            stat_sn=self._writer.next_stat_sn(),
-            time2wait_s=self.agreement.parameters.default_time2wait_s,
+            self._send_logout_response(request.itt, LogoutResponseCode.CID_NOT_FOUND)
+        else:
+            self._stopped = True
+            self._events.append(LogoutRequested(request.itt, LogoutReason(reason)))
+
+    def accept_logout(self, event: LogoutRequested) -> None:
+        """Answer a logout: nothing may be sent after this."""
+        self._send_logout_response(event.itt, LogoutResponseCode.CLOSED)
+
+    def _send_logout_response(self, itt: int, code: LogoutResponseCode) -> None:
+        assert self.agreement is not None
+        self._writer.queue(
+            LogoutResponse(
+                response=code,
+                itt=itt,
+                stat_sn=self._writer.next_stat_sn(),
+                time2wait_s=self.agreement.parameters.default_time2wait_s,
+            )
         )
-        self._writer.queue(response)
-        if code == LogoutResponseCode.CLOSED:
-            self.closing = True
-            self._events.append(LoggedOut(LogoutReason(reason)))
 
     def request_logout(self, within_s: int) -> None:
         """Ask the initiator to log out (Async Message event 1, section 11.9.1)."""
@@ -554,10 +561,10 @@ class TargetConnection:
         **dict.fromkeys(range(OPCODE_MASK + 1), _refuse_unreadable),
         Opcode.TEXT_REQUEST: _read_text,
         Opcode.LOGOUT_REQUEST: _read_logout,
-        Opcode.NOP_OUT: _read_nop_out,
     }
     NORMAL_READERS: Mapping[int, "_Reader"] = {
         **DISCOVERY_READERS,
+        Opcode.NOP_OUT: _read_nop_out,
         Opcode.SCSI_COMMAND: _read_command,
         Opcode.DATA_OUT: _read_data_out,
         Opcode.TASK_MANAGEMENT_REQUEST: _read_task_management,

@@ -15,7 +15,7 @@ LARGE_BINARY_LENGTH = 1024  # bytes a large-binary-value may decode to (section 
 TEXT_TOTAL_LENGTH = 65536  # bytes of one request that a C bit may spread over many PDUs
 KEYS_PER_REQUEST = 256
 
-_KEY_NAME = re.compile(rb"[A-Z][A-Za-z0-9.\-+@_]{0,62}\Z")
+_KEY_NAME = re.compile(rb"[A-Za-z][A-Za-z0-9.\-+@_#]{0,62}\Z")
 _NUMBER = re.compile(r"(?:0[xX][0-9A-Fa-f]+|0|[1-9][0-9]*)\Z")
 _NUMBER_DIGITS = 20  # more cannot be a 64-bit number
 
@@ -77,7 +77,7 @@ class TextAssembler:
 
     def add(self, data: bytes | bytearray | memoryview, *, more: bool) -> bytes | None:
         """The whole request once `more` (the C bit) is clear, else None. Raises ProtocolError."""
-        self._total += len(data)
+        self._total += max(1, len(data))  # empty parts must come to an end, too
         if self._total > self.limit_bytes:
             raise ProtocolError("a key=value request is too long")
         self._parts.append(bytes(data))
@@ -87,11 +87,6 @@ class TextAssembler:
         self._parts = []
         self._total = 0
         return whole
-
-    @property
-    def pending(self) -> bool:
-        """Whether a request has begun and not ended."""
-        return bool(self._parts)
 
 
 def parse_number(value: str, lowest: int, highest: int) -> int:

@@ -25,17 +25,20 @@ class TextExchange:
     def _reset(self) -> None:
         self._itt = RESERVED_TAG
         self._assembler = TextAssembler()
-        self._answers: Pairs = []
         self._unsent = b""
 
     def receive(self, request: TextRequest, text: bytes) -> None:
         """Answer one request. Raises ProtocolError, for which the request is rejected."""
+        if request.flags & FINAL and request.flags & CONTINUE:
+            raise ProtocolError("F and C are both set", RejectReason.INVALID_PDU_FIELD)
         if request.ttt == RESERVED_TAG:
             self._reset()
             self._itt = request.itt
         elif request.ttt != _CONTINUATION_TTT or request.itt != self._itt:
             raise ProtocolError("no such text exchange", RejectReason.INVALID_PDU_FIELD)
         if self._unsent:
+            if text:
+                raise ProtocolError("keys while our answer is unfinished")
             self._send(request)
             return
         try:

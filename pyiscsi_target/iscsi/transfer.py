@@ -5,7 +5,7 @@ the data of a command arrives in the order of its buffer, so it is just a list o
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import Struct
 
 from .constants import FINAL, RESERVED_TAG, SERIAL_MASK, CommandFlag
@@ -74,13 +74,14 @@ class Burst:
 class Transfer:
     """The data-out of one command while it is under way. Lengths and offsets are bytes."""
 
-    __slots__ = ("bursts", "next_r2t_sn", "received", "solicited", "wanted")
+    __slots__ = ("answer", "bursts", "next_r2t_sn", "received", "solicited", "wanted")
 
     def __init__(self, immediate_length: int, unsolicited_end: int) -> None:
         self.received = immediate_length
         self.solicited = immediate_length  # what has been asked for, or announced as unsolicited
         self.wanted: int | None = None  # what the command takes: unknown until `solicit`
         self.next_r2t_sn = 0
+        self.answer: Callable[[], None] | None = None  # given early: waits for the open sequences
         self.bursts: list[Burst] = []
         if unsolicited_end > immediate_length:
             self.bursts.append(Burst(RESERVED_TAG, unsolicited_end))
@@ -89,12 +90,16 @@ class Transfer:
     @property
     def complete(self) -> bool:
         """Whether all that the command takes is here and no sequence is open."""
-        return self.wanted is not None and not self.bursts and self.received >= self.wanted
+        if self.wanted is None or self.answer is not None:
+            return False
+        return not self.bursts and self.received >= self.wanted
 
     def next_burst(self, parameters: Parameters, ttt: int) -> tuple[int, int] | None:
         """Open the next solicited sequence: (buffer offset, length), or None if none is due."""
         unsolicited_open = bool(self.bursts) and self.bursts[0].ttt == RESERVED_TAG
         if self.wanted is None or unsolicited_open or self.solicited >= self.wanted:
+            return None
+        if self.answer is not None:
             return None
         if len(self.bursts) >= parameters.max_outstanding_r2t:
             return None

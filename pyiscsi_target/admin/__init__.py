@@ -1,0 +1,1 @@
+"""What an operator sees of a running server: metrics now, API and status page later."""

@@ -1,0 +1,17 @@
+"""The command line: `pyiscsi-target serve`, `pyiscsi-target check`. Knows no protocol."""
+
+import click
+
+from .. import __version__
+from .check import check
+from .serve import serve
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pyiscsi-target")
+def main() -> None:
+    """An iSCSI target in pure Python: shared disks for cluster labs."""
+
+
+main.add_command(check)
+main.add_command(serve)

@@ -1,0 +1,341 @@
+"""A logical unit: one disk's device server, shared by all nexuses that may reach it.
+
+Finds a command's row, passes its gates, runs its handler, and turns what went wrong into a Result.
+It knows no command by name and nothing of LUNs: several targets may show the same logical unit.
+"""
+
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from ..storage.base import BackingStore, StorageError, StorageFault
+from . import limits
+from .commands import COMMANDS, SERVICE_ACTION_MASK, Access, Command
+from .identifiers import Identity
+from .mode_pages import ModeState
+from .ordering import BlockRanges, TaskAborted, TaskSet
+from .sense import (
+    Asc,
+    ReservationConflict,
+    ScsiError,
+    SenseKey,
+    StatusError,
+    encode_sense,
+    invalid_cdb_field,
+)
+from .task import Nexus, Outcome, Result, Status, Task, TaskAttribute
+from .unit_attention import UnitAttentions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskSettings:
+    """What the configuration says of a disk, as far as the device server asks."""
+
+    block_size: int = 512
+    physical_block_size: int = 512
+    read_only: bool = False
+    write_cache: bool = True
+    thin: bool = True
+    removable: bool = False
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Plain counters since start, for LOG SENSE and the metrics."""
+
+    commands: int = 0
+    read_commands: int = 0
+    read_bytes: int = 0
+    read_errors: int = 0
+    write_commands: int = 0
+    write_bytes: int = 0
+    write_errors: int = 0
+    verify_commands: int = 0
+    verify_bytes: int = 0
+    verify_errors: int = 0
+    check_conditions: int = 0
+
+
+_Row = Command | dict[int, Command] | None
+
+
+class LogicalUnit:
+    """One disk.
+
+    `execute` and `data_out_length` are called by `TargetDevice`; the other attributes are what
+    command handlers work on. `reserved_by` is the holder of a RESERVE, `prevented_by` the nexuses
+    that prevent medium removal; a unit whose medium is `ejected` is `stopped` too.
+    """
+
+    def __init__(
+        self, name: str, store: BackingStore, identity: Identity, settings: DiskSettings
+    ) -> None:
+        self.name = name
+        self.store = store
+        self.identity = identity
+        self.settings = settings
+        self.block_size = settings.block_size
+        self.read_only = settings.read_only or store.capabilities.read_only
+        self.thin = settings.thin and store.capabilities.deallocate_granularity_bytes > 0
+        self.maximum_transfer_blocks = limits.MAXIMUM_TRANSFER_LENGTH_BYTES // self.block_size
+        self.mode = ModeState(settings)
+        self.attentions = UnitAttentions()
+        self.statistics = Statistics()
+        self.tasks = TaskSet()
+        self.ranges = BlockRanges()
+        self.stopped = False
+        self.ejected = False
+        self.reserved_by: Nexus | None = None
+        self.prevented_by: set[Nexus] = set()
+        self.commands = tuple(row for row in COMMANDS if self.thin or not row.thin_only)
+        self._rows = _dispatch_table(self.commands)
+        self.resize()
+
+    def resize(self) -> None:
+        """Take over the store's size; every nexus hears of a change (SBC-4 clause 4.4)."""
+        before = getattr(self, "block_count", None)
+        self.block_count = self.store.size_bytes // self.block_size
+        if before not in (None, self.block_count):
+            self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
+
+    # The hot path: no calls that a plain READ or WRITE does not need.
+
+    def execute(self, task: Task) -> Outcome:
+        """Run a command: a Result at once, or a coroutine that must be awaited and not cancelled.
+
+        Never raises, and neither does the coroutine.
+        """
+        cdb = task.cdb
+        self.statistics.commands += 1
+        try:
+            row = self._rows[cdb[0]]
+            if row.__class__ is not Command:
+                row = self._find_service_action(task, row)
+            if (
+                self.attentions.pending
+                or self.reserved_by is not None
+                or self.stopped
+                or (row.writes and (self.read_only or self.mode.software_write_protect))
+            ):
+                self._pass_gates(row, task)
+            if int.from_bytes(cdb[: row.length], "big") & row.forbidden:
+                raise _forbidden_bit(row, cdb)
+            tasks = self.tasks
+            if tasks.barriers or task.attribute > TaskAttribute.SIMPLE:
+                outcome = self._run_in_order(row, task)
+            else:
+                outcome = row.handler(self, task)
+        except Exception as error:
+            outcome = self._failure(error, task)
+        if outcome.__class__ is Result:
+            if self.tasks.unfinished:
+                self.tasks.finish(task)
+            return outcome
+        self.tasks.enter(task, executing=True)
+        return self._complete(task, outcome)  # type: ignore[arg-type]
+
+    def data_out_length(self, task: Task) -> int:
+        """How many bytes of data-out the CDB asks for, 0 for a command without data-out.
+
+        Passes the gates, so that data is solicited only for a command that may run. Raises
+        ScsiError and StatusError.
+        """
+        row = self._find(task)
+        self._pass_gates(row, task)
+        if int.from_bytes(task.cdb[: row.length], "big") & row.forbidden:
+            raise _forbidden_bit(row, task.cdb)
+        if row.data_out_length is None:
+            return 0
+        return row.data_out_length(self, task.cdb)
+
+    def refusal(self, error: ScsiError | StatusError) -> Result:
+        """A Result for an error, its sense data in the format that D_SENSE chooses."""
+        if isinstance(error, StatusError):
+            return Result(error.status)
+        self.statistics.check_conditions += 1
+        sense = encode_sense(error, self.mode.descriptor_sense)
+        return Result(Status.CHECK_CONDITION, sense=sense)
+
+    def not_ready(self) -> ScsiError:
+        """Why a stopped unit refuses to access its medium (SBC-4, START STOP UNIT)."""
+        if self.ejected:
+            return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
+        return ScsiError(
+            SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED
+        )
+
+    # Events around the commands
+
+    def attach(self, nexus: Nexus, attention: Asc) -> None:
+        """A nexus may reach this logical unit from now on; `attention` is its first condition."""
+        self.attentions.attach(nexus)
+        self.attentions.establish(nexus, attention)
+
+    def detach(self, nexus: Nexus) -> None:
+        """I_T nexus loss (SAM-6 clause 6.3.4); its tasks are the caller's to abort first."""
+        self.attentions.detach(nexus)
+        self.prevented_by.discard(nexus)
+        if self.reserved_by is nexus:
+            self.reserved_by = None
+
+    def reset(self, attention: Asc) -> None:
+        """The state after a logical unit reset (SAM-6 clause 6.3.3); all nexuses hear of it."""
+        self.stopped = self.ejected  # a reset loads no medium
+        self.reserved_by = None
+        self.prevented_by.clear()
+        self.mode.reset()
+        self.attentions.establish_for_others(attention)
+
+    def abort(self, tasks: list[Task], by: Nexus | None = None) -> None:
+        """Abort tasks on behalf of the nexus `by` (None: of nobody who would be told).
+
+        With TAS=1 a task of another nexus is answered with TASK ABORTED (SPC-5 clause 7.5.8), so
+        `answer_aborted` is set on it.
+        """
+        for task in tasks:
+            task.answer_aborted = (
+                self.mode.task_aborted_status and by is not None and task.nexus is not by
+            )
+        self.tasks.abort(tasks)
+        self.ranges.wake()
+
+    # Off the hot path
+
+    def _find(self, task: Task) -> Command:
+        row = self._rows[task.cdb[0]]
+        return row if isinstance(row, Command) else self._find_service_action(task, row)
+
+    def _find_service_action(self, task: Task, rows: _Row) -> Command:
+        assert not isinstance(rows, Command)
+        row = rows.get(task.cdb[1] & SERVICE_ACTION_MASK) if rows else None
+        if row is not None:
+            return row
+        self._report_attention(task)  # comes before INVALID COMMAND OPERATION CODE
+        if rows:
+            raise invalid_cdb_field(1, 4)
+        raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE)
+
+    def _report_attention(self, task: Task) -> None:
+        if self.attentions.pending:
+            asc = self.attentions.take(task.nexus)
+            if asc is not None:
+                raise ScsiError(SenseKey.UNIT_ATTENTION, asc)
+
+    def _pass_gates(self, row: Command, task: Task) -> None:
+        """Raise what keeps the command from running, in the order of precedence (SAM-6 5.3.3)."""
+        if not row.passes_unit_attention:
+            self._report_attention(task)
+        holder = self.reserved_by
+        if (
+            holder is not None
+            and holder is not task.nexus
+            and row.access is not Access.ALWAYS
+            and not (row.harmless and row.harmless(task.cdb))
+        ):
+            raise ReservationConflict
+        if self.stopped and not row.allowed_while_stopped:
+            raise self.not_ready()
+        if row.writes:
+            if self.read_only:
+                raise ScsiError(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED)
+            if self.mode.software_write_protect:
+                raise ScsiError(SenseKey.DATA_PROTECT, Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
+
+    def _run_in_order(self, row: Command, task: Task) -> Outcome:
+        if task.attribute >= TaskAttribute.ACA:
+            # No command causes an ACA condition (NORMACA=0), so none can belong to one.
+            raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_MESSAGE_ERROR)
+        if self.tasks.must_wait(task):
+            return self._run_later(row, task)
+        return row.handler(self, task)
+
+    async def _run_later(self, row: Command, task: Task) -> Result:
+        await self.tasks.turn(task)
+        self._pass_gates(row, task)  # the world may have changed meanwhile
+        outcome = row.handler(self, task)
+        return outcome if isinstance(outcome, Result) else await outcome
+
+    async def _complete(self, task: Task, pending: Coroutine[Any, Any, Result]) -> Result:
+        try:
+            result = await pending
+        except TaskAborted:
+            result = Result()  # never sent: `task.aborted` says so
+        except Exception as error:
+            result = self._failure(error, task)
+        finally:
+            self.tasks.finish(task)
+        if task.aborted and task.answer_aborted:
+            return Result(Status.TASK_ABORTED)
+        return result
+
+    def _failure(self, error: Exception, task: Task) -> Result:
+        if isinstance(error, ScsiError | StatusError):
+            return self.refusal(error)
+        if isinstance(error, StorageError):
+            writing = self._find(task).access is Access.WRITES
+            return self.refusal(self.storage_failure(error, writing=writing))
+        logger.error(
+            "unexpected error in command %02Xh on %s", task.cdb[0], self.name, exc_info=error
+        )
+        return self.refusal(ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))
+
+    def storage_failure(self, error: StorageError, *, writing: bool) -> ScsiError:
+        """The sense data for a failed read or write of the store; counts and logs it."""
+        if writing:
+            self.statistics.write_errors += 1
+        else:
+            self.statistics.read_errors += 1
+        logger.error("storage of %s: %s", self.name, error)
+        sense_key, asc = (_WRITE_SENSE if writing else _READ_SENSE).get(
+            error.fault, (SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+        )
+        information = None
+        if sense_key is SenseKey.MEDIUM_ERROR and error.offset_bytes is not None:
+            information = error.offset_bytes // self.block_size
+        return ScsiError(sense_key, asc, information=information)
+
+
+_Sense = tuple[SenseKey, Asc]
+
+# What a storage fault is to an initiator. WRITE ERROR (0Ch/00h) is not assigned to direct access
+# devices (SPC-5 annex F), PERIPHERAL DEVICE WRITE FAULT is. A backing file that is gone may come
+# back, so the logical unit is not ready rather than without medium: hosts retry that.
+_READ_SENSE: dict[StorageFault, _Sense] = {
+    StorageFault.MEDIUM: (SenseKey.MEDIUM_ERROR, Asc.UNRECOVERED_READ_ERROR),
+    StorageFault.SHORT: (SenseKey.MEDIUM_ERROR, Asc.UNRECOVERED_READ_ERROR),
+    StorageFault.GONE: (SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE),
+    StorageFault.MISSING: (SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_CAUSE_NOT_REPORTABLE),
+}
+_WRITE_SENSE: dict[StorageFault, _Sense] = _READ_SENSE | {
+    StorageFault.MEDIUM: (SenseKey.MEDIUM_ERROR, Asc.PERIPHERAL_DEVICE_WRITE_FAULT),
+    StorageFault.SHORT: (SenseKey.MEDIUM_ERROR, Asc.PERIPHERAL_DEVICE_WRITE_FAULT),
+    StorageFault.OUT_OF_SPACE: (
+        SenseKey.DATA_PROTECT,
+        Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT,
+    ),
+    StorageFault.READ_ONLY: (SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED),
+}
+
+
+def _dispatch_table(commands: tuple[Command, ...]) -> list[_Row]:
+    """Rows by operation code; a dictionary by service action where there are such."""
+    table: list[_Row] = [None] * 256
+    for row in commands:
+        if row.service_action is None:
+            table[row.opcode] = row
+        else:
+            actions = table[row.opcode] or {}
+            assert isinstance(actions, dict)
+            actions[row.service_action] = row
+            table[row.opcode] = actions
+    return table
+
+
+def _forbidden_bit(row: Command, cdb: bytes) -> ScsiError:
+    """INVALID FIELD IN CDB, pointing at the first reserved bit that is set."""
+    offending = int.from_bytes(cdb[: row.length], "big") & row.forbidden
+    highest = offending.bit_length() - 1
+    return invalid_cdb_field(row.length - 1 - highest // 8, highest % 8)

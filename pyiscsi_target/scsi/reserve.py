@@ -1,0 +1,28 @@
+"""RESERVE and RELEASE, the whole logical unit for one nexus (SPC-2 clauses 7.20 to 7.23).
+
+Third-party and extent reservations are obsolete and refused by the command table. The conflicts
+themselves are the command table's `access` column; persistent reservations are another matter.
+"""
+
+from typing import TYPE_CHECKING
+
+from .sense import ReservationConflict
+from .task import Result, Task
+
+if TYPE_CHECKING:
+    from .logical_unit import LogicalUnit
+
+
+def reserve(lu: "LogicalUnit", task: Task) -> Result:
+    """RESERVE(6) and (10); the holder may repeat it. Raises ReservationConflict."""
+    if lu.reserved_by not in (None, task.nexus):
+        raise ReservationConflict
+    lu.reserved_by = task.nexus
+    return Result()
+
+
+def release(lu: "LogicalUnit", task: Task) -> Result:
+    """RELEASE(6) and (10); from a nexus that holds nothing it changes nothing, and is GOOD."""
+    if lu.reserved_by is task.nexus:
+        lu.reserved_by = None
+    return Result()

@@ -1,0 +1,75 @@
+"""WRITE SAME: one block of data, or zeroes, or nothing at all, for a whole range (SBC-4 5.52)."""
+
+from typing import TYPE_CHECKING
+
+from . import limits
+from .block import (
+    decode_extent,
+    flush,
+    holding,
+    lba_out_of_range,
+    too_many_blocks,
+    wrong_data_out_length,
+)
+from .ordering import pause
+from .sense import invalid_cdb_field
+from .task import Outcome, Result, Task
+
+if TYPE_CHECKING:
+    from .logical_unit import LogicalUnit
+
+UNMAP = 0x08
+NDOB = 0x01  # no data-out buffer: zeroes; WRITE SAME(10) has no such bit
+
+
+def write_same_length(lu: "LogicalUnit", cdb: bytes) -> int:
+    """Bytes of data-out: one block, or none with NDOB=1. Raises ScsiError for a bad CDB."""
+    lba, blocks = decode_extent(cdb)
+    if lba + blocks > lu.block_count:
+        raise lba_out_of_range()
+    if not blocks and limits.WRITE_SAME_NON_ZERO:
+        raise too_many_blocks(cdb)
+    if blocks * lu.block_size > limits.MAXIMUM_WRITE_SAME_LENGTH_BYTES:
+        raise too_many_blocks(cdb)
+    if cdb[1] & UNMAP and not lu.thin:
+        raise invalid_cdb_field(1, 3)
+    return 0 if cdb[1] & NDOB else lu.block_size
+
+
+def write_same(lu: "LogicalUnit", task: Task) -> Outcome:
+    """WRITE SAME(10) and (16)."""
+    length = write_same_length(lu, task.cdb)
+    if sum(map(len, task.data_out)) != length:
+        raise wrong_data_out_length()
+    return _write_same(lu, task, length)
+
+
+async def _write_same(lu: "LogicalUnit", task: Task, length: int) -> Result:
+    lba, blocks = decode_extent(task.cdb)
+    size = lu.block_size
+    lu.statistics.write_commands += 1
+    lu.statistics.write_bytes += blocks * size
+    pattern = b"".join(task.data_out) or bytes(size)
+    async with holding(lu, task, lba, blocks):
+        if pattern != bytes(size):
+            # Deallocated blocks would read as zeroes (LBPRZ=1), not as this: UNMAP or not, write.
+            await _repeat(lu, task, lba, blocks, pattern)
+        elif task.cdb[1] & UNMAP:
+            await lu.store.deallocate(lba * size, blocks * size)
+        else:
+            await lu.store.write_zeroes(lba * size, blocks * size)
+        if not lu.mode.write_cache_enabled:
+            await flush(lu)
+    return Result(data_out_length=length)
+
+
+async def _repeat(lu: "LogicalUnit", task: Task, lba: int, blocks: int, pattern: bytes) -> None:
+    step = min(limits.OPTIMAL_TRANSFER_LENGTH_BYTES // lu.block_size, blocks)
+    repeated = memoryview(pattern * step)
+    for first in range(0, blocks, step):
+        count = min(step, blocks - first)
+        piece = [repeated[: count * lu.block_size]]
+        offset = (lba + first) * lu.block_size
+        if not lu.store.write_now(offset, piece):
+            await lu.store.write(offset, piece)
+        await pause(task)

@@ -1,0 +1,1 @@
+"""Byte ranges in files. Knows neither SCSI nor iSCSI."""

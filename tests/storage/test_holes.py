@@ -1,0 +1,104 @@
+import ctypes
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyiscsi_target.storage import holes
+from pyiscsi_target.storage.holes import PUNCH, ZERO, allocate_mode, can_punch, data_runs
+
+SIZE_BYTES = 1 << 20
+
+
+@pytest.fixture
+def fd(tmp_path: Path) -> Iterator[int]:
+    opened = os.open(tmp_path / "disk.img", os.O_RDWR | os.O_CREAT)
+    os.pwrite(opened, b"a" * SIZE_BYTES, 0)
+    yield opened
+    os.close(opened)
+
+
+class Fallocate:
+    """Fails with each of `codes` in turn, then succeeds."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes = list(codes)
+        self.calls: list[tuple[int, int, int]] = []
+
+    def __call__(self, fd: int, mode: int, offset_bytes: int, length_bytes: int) -> int:
+        self.calls.append((mode, offset_bytes, length_bytes))
+        if not self.codes:
+            return 0
+        ctypes.set_errno(self.codes.pop(0))
+        return -1
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *codes: int) -> Fallocate:
+    made = Fallocate(*codes)
+    monkeypatch.setattr(holes, "fallocate", made)
+    return made
+
+
+def test_modes_keep_the_size(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = use(monkeypatch)
+    assert allocate_mode(fd, PUNCH, 512, 1024)
+    assert allocate_mode(fd, ZERO, 512, 1024)
+    assert seen.calls == [(0x03, 512, 1024), (0x11, 512, 1024)]
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
+def test_not_supported(fd: int, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    use(monkeypatch, code)
+    assert not allocate_mode(fd, PUNCH, 0, 512)
+
+
+def test_no_such_function(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holes, "fallocate", None)
+    assert not allocate_mode(fd, PUNCH, 0, 512)
+    assert not can_punch(fd, SIZE_BYTES)
+
+
+def test_interrupted_calls_are_made_again(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = use(monkeypatch, errno.EINTR, errno.EINTR)
+    assert allocate_mode(fd, PUNCH, 0, 512)
+    assert len(seen.calls) == 3
+
+
+def test_real_failures_are_raised(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, errno.ENOSPC)
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        allocate_mode(fd, ZERO, 0, 512)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("size_bytes", [SIZE_BYTES, SIZE_BYTES - 512])
+def test_probing_is_harmless(fd: int, size_bytes: int) -> None:
+    os.ftruncate(fd, size_bytes)
+    can_punch(fd, size_bytes)
+    assert os.fstat(fd).st_size == size_bytes
+    assert os.pread(fd, size_bytes, 0) == b"a" * size_bytes
+
+
+def test_no_data_behind_the_last(fd: int) -> None:
+    os.ftruncate(fd, 0)
+    os.ftruncate(fd, SIZE_BYTES)
+    assert list(data_runs(fd, 0, SIZE_BYTES)) in ([], [(0, SIZE_BYTES)])
+
+
+def test_all_is_data_where_nobody_can_tell(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lseek(fd: int, position: int, whence: int) -> int:
+        raise OSError(errno.EINVAL, "what is SEEK_DATA?")
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    assert list(data_runs(fd, 512, 4096)) == [(512, 4096)]
+
+
+def test_other_failures_are_raised(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lseek(fd: int, position: int, whence: int) -> int:
+        raise OSError(errno.EIO, "bad sector")
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    with pytest.raises(OSError, match="bad sector"):
+        list(data_runs(fd, 512, 4096))
