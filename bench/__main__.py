@@ -93,7 +93,10 @@ def main() -> None:
         home = Path(stack.enter_context(temporary))
         subjects = start(options, stack, home)
         names = (subjects[0].name, subjects[1].name)
-        paired = [pair(s, subjects, terms) for s in SCENARIOS if s.name in options.wanted]
+        wanted = [scenario for scenario in SCENARIOS if scenario.name in options.wanted]
+        if options.against:  # the goals are ratios to tgtd
+            wanted = [replace(scenario, goal=None) for scenario in wanted]
+        paired = [pair(scenario, subjects, terms) for scenario in wanted]
         owners = subjects if options.against else subjects[:1]
         figures = list(figures_of(owners, options.wanted, terms))
         if options.output is not None:

@@ -94,16 +94,26 @@ def qemu_read(url: str, load: Load) -> Moved:
     return _qemu(url, load)
 
 
-def _own(url: str, load: Load, *options: str) -> Moved:
+def generator_command(url: str, load: Load, *options: str) -> list[str]:
+    """The project's own generator: it speaks both digests, which Debian's clients cannot."""
     shape = ["--block", str(load.block_bytes), "--depth", str(load.depth)]
     seconds = ["--seconds", str(load.duration_s)]
-    command = load.pinned(sys.executable, "-m", "bench.generator", *shape, *seconds, *options, url)
-    output = run_tool(
-        command, timeout_s=load.duration_s + MARGIN_S, env={"PYTHONPATH": str(ROOT)}
-    ).stdout
-    return Moved(**json.loads(output))
+    return load.pinned(sys.executable, "-m", "bench.generator", *shape, *seconds, *options, url)
+
+
+GENERATOR_ENV = {"PYTHONPATH": str(ROOT)}
+
+
+def generator_result(output: str) -> Moved:
+    return Moved(**json.loads(output.splitlines()[-1]))
 
 
 def own_client(*options: str) -> Client:
-    """The project's own generator: it speaks both digests, which Debian's clients cannot."""
-    return lambda url, load: _own(url, load, *options)
+    """The generator as a client, from start to end."""
+
+    def run(url: str, load: Load) -> Moved:
+        command = generator_command(url, load, *options)
+        timeout_s = load.duration_s + MARGIN_S
+        return generator_result(run_tool(command, timeout_s=timeout_s, env=GENERATOR_ENV).stdout)
+
+    return run

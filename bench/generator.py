@@ -1,7 +1,7 @@
 """A load over one plain socket with both digests where asked: `python -m bench.generator`.
 
 Not made to be fast: it serves to compare a server's CPU time per byte with and without digests, and
-to keep a slow disk busy. Prints what it moved as JSON.
+to keep a slow disk busy. Its last line is what it moved, as JSON.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tests.support.raw_initiator import (
 )
 
 URL = re.compile(r"iscsi://(?P<host>[^:/]+):(?P<port>\d+)/(?P<target>[^/]+)/(?P<lun>\d+)")
+RUNNING = "running"  # said before the load begins
 SPAN_BYTES = 1 << 28  # how much of the disk is touched
 
 
@@ -94,6 +95,7 @@ def main() -> None:
     parser.add_argument("--digests", action="store_true")
     options = parser.parse_args()
     generator = Generator(options.url, options.block, write=options.write, digests=options.digests)
+    print(RUNNING, flush=True)
     finished, took_s = generator.run(options.depth, options.seconds)
     moved = {"operations_per_s": finished / took_s, "total_bytes": finished * options.block}
     print(json.dumps(moved))

@@ -4,22 +4,26 @@ import statistics
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from bench.clients import (
+    GENERATOR_ENV,
     Client,
     Load,
-    Moved,
+    generator_command,
+    generator_result,
     own_client,
     perf_random,
     perf_sequential,
     qemu_read,
     qemu_write,
 )
+from bench.generator import RUNNING
 from bench.meter import Meter, resident_bytes
 from bench.subjects import Subject
 from tests.support.images import GIB, KIB, MIB
-from tests.support.raw_initiator import RawInitiator, read_16
+from tests.support.process import child
+from tests.support.raw_initiator import RawInitiator, raw_session, read_16
 from tests.support.server import TARGET
 
 
@@ -117,6 +121,14 @@ def digests(subject: Subject, terms: Terms) -> Iterator[Figure]:
         )
 
 
+def _share(subject: Subject, load: Load, other: Callable[[], float]) -> float:
+    """What `other` moves, to the load alone just before and just after it."""
+    before = measure(subject, perf_random, load).operations_per_s
+    moved = other()
+    after = measure(subject, perf_random, load).operations_per_s
+    return moved / statistics.mean((before, after))
+
+
 def _together(subject: Subject, load: Load) -> float:
     with ThreadPoolExecutor(2) as pool:
         runs = pool.map(lambda disk: perf_random(subject.url(disk), load), (0, 1))
@@ -126,11 +138,8 @@ def _together(subject: Subject, load: Load) -> float:
 def two_sessions(subject: Subject, terms: Terms) -> Iterator[Figure]:
     """Two sessions on two LUNs must not get less together than one gets alone."""
     load = terms.load(4 * KIB, 32)
-    ratios = []
-    for _ in range(terms.rounds):
-        alone = measure(subject, perf_random, load).operations_per_s
-        ratios.append(_together(subject, load) / alone)
-    ratio = statistics.median(ratios)
+    shares = [_share(subject, load, lambda: _together(subject, load)) for _ in range(terms.rounds)]
+    ratio = statistics.median(shares)
     title = "two sessions on two LUNs together to one alone, 4 KiB random read, 32 in flight each"
     yield Figure(title, f"{ratio:.2f}x", ">= 1.0x", ratio >= 1.0)
 
@@ -151,15 +160,21 @@ def _open_sessions(subject: Subject, stack: ExitStack) -> list[RawInitiator]:
 
 
 def idle_sessions(subject: Subject, terms: Terms) -> Iterator[Figure]:
-    """Resident memory that sessions add: after login, and again idle after a read of each."""
-    measure(subject, perf_random, replace(terms.load(4 * KIB, 32), duration_s=1))
-    with ExitStack() as stack:
-        before = resident_bytes(subject.pid)
-        sessions = _open_sessions(subject, stack)
-        logged_in = (resident_bytes(subject.pid) - before) / SESSIONS
+    """Resident memory that sessions add: after login, and again idle after a read of each.
+
+    On a server that has just started, whose heap has no room left from earlier loads.
+    """
+    if subject.fresh is None:
+        return
+    with subject.fresh() as bare, ExitStack() as stack:
+        with raw_session(bare.server.address, TARGET) as first:
+            first.command(bytes(6))
+        before = resident_bytes(bare.pid)
+        sessions = _open_sessions(bare, stack)
+        logged_in = (resident_bytes(bare.pid) - before) / SESSIONS
         for session in sessions:
-            session.command(read_16(0, 128), lun=subject.first_lun, read_bytes=64 * KIB)
-        worked = (resident_bytes(subject.pid) - before) / SESSIONS
+            session.command(read_16(0, 128), lun=bare.first_lun, read_bytes=64 * KIB)
+        worked = (resident_bytes(bare.pid) - before) / SESSIONS
         for session in sessions:
             session.logout()
     for when, size in (("after login", logged_in), ("after a 64 KiB read each", worked)):
@@ -174,14 +189,16 @@ def idle_sessions(subject: Subject, terms: Terms) -> Iterator[Figure]:
 MIN_SHARE_BESIDE_SLOW = 0.9
 
 
-def _beside_slow(subject: Subject, load: Load, slow_url: str) -> Moved:
+def _beside_slow(subject: Subject, load: Load, slow_url: str) -> float:
+    """The load while a second client, already at work, waits for the slow disk."""
     slow_load = Load(4 * KIB, 8, load.duration_s + 1, load.pin)
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(own_client(), slow_url, slow_load)
+    with child(generator_command(slow_url, slow_load), env=GENERATOR_ENV, merge=True) as slow:
+        slow.wait_for_line(RUNNING)
         moved = perf_random(subject.url(), load)
-        if slow.result().operations_per_s > 1000:
+        slow.wait()
+        if generator_result(slow.output).operations_per_s > 1000:
             raise AssertionError("the slow disk is not slow")
-    return moved
+    return moved.operations_per_s
 
 
 def slow_neighbour(subject: Subject, terms: Terms) -> Iterator[Figure]:
@@ -189,12 +206,12 @@ def slow_neighbour(subject: Subject, terms: Terms) -> Iterator[Figure]:
     if subject.slow_lun is None:
         return
     load = terms.load(4 * KIB, 32)
-    ratios = []
-    for _ in range(terms.rounds):
-        alone = measure(subject, perf_random, load).operations_per_s
-        beside = _beside_slow(subject, load, subject.server.url(subject.slow_lun))
-        ratios.append(beside.operations_per_s / alone)
-    ratio = statistics.median(ratios)
+    slow_url = subject.server.url(subject.slow_lun)
+    shares = [
+        _share(subject, load, lambda: _beside_slow(subject, load, slow_url))
+        for _ in range(terms.rounds)
+    ]
+    ratio = statistics.median(shares)
     yield Figure(
         "4 KiB random read, 32 in flight, beside a LUN with 50 ms a read, to alone",
         f"{ratio:.2f}x",

@@ -5,8 +5,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.support.images import GIB, MIB
@@ -21,13 +24,17 @@ SLOW_DELAY = "50ms"
 
 @dataclass(frozen=True)
 class Subject:
-    """A running server; `slow_lun` is a disk whose reads take long, if it has one."""
+    """A running server; `slow_lun` is a disk whose reads take long, if it has one.
+
+    `fresh` starts another one of the same kind that has not done anything yet.
+    """
 
     name: str
     server: Server
     first_lun: int
     images: tuple[Path, ...]
     slow_lun: int | None = None
+    fresh: Callable[[], AbstractContextManager["Subject"]] | None = None
 
     @property
     def pid(self) -> int:
@@ -64,17 +71,26 @@ def _pinned(pin: str) -> list[str]:
 
 
 @contextlib.contextmanager
+def bare_server(name: str, directory: Path, *, source: Path) -> Iterator[Subject]:
+    """A server of one small disk in memory."""
+    with tempfile.TemporaryDirectory(dir=directory) as home:
+        setup = Setup({"disk": {"path": "ram:", "size": MIB}})
+        with serving(setup, Path(home), source=source) as server:
+            yield Subject(name, server, 0, ())
+
+
+@contextlib.contextmanager
 def this_server(name: str, directory: Path, *, source: Path, pin: str) -> Iterator[Subject]:
     """The server of the tree at `source`."""
     images = _images(directory)
-    slow = directory / "slow.img"
     disks: dict[str, dict[str, object]] = {
         f"disk{number}": {"path": image} for number, image in enumerate(images)
     }
+    slow = directory / "slow.img"
     disks["slow"] = {"path": f"delay:{SLOW_DELAY}:{slow}", "size": IMAGE_BYTES}
-    setup = Setup(disks)
-    with serving(setup, directory, command=_pinned(pin), source=source) as server:
-        yield Subject(name, server, 0, images, slow_lun=DISKS)
+    with serving(Setup(disks), directory, command=_pinned(pin), source=source) as server:
+        fresh = partial(bare_server, name, directory, source=source)
+        yield Subject(name, server, 0, images, slow_lun=DISKS, fresh=fresh)
 
 
 @contextlib.contextmanager

@@ -193,8 +193,10 @@ class Application:
         """See `ConnectionOwner.session_closed`."""
         self._sessions.close(session, nexus_lost=nexus_lost)
 
-    def connection_closed(self, connection: Connection) -> None:
-        """See `ConnectionOwner.connection_closed`."""
+    def connection_ended(self, connection: Connection, session: Session | None) -> None:
+        """See `ConnectionOwner.connection_ended`."""
+        if session is not None:
+            self._sessions.ended(session)
         self._limits.release(connection.peer.address)
         self._connections.discard(connection)
         if not self._connections:
@@ -227,7 +229,7 @@ class Application:
             await asyncio.sleep(interval_s)
             now_s = loop.time()
             for connection in list(self._connections):
-                if connection.closed:
+                if connection.closed or not (connection.listening or connection.closing):
                     continue
                 if not connection.logged_in:
                     if now_s - connection.opened_at_s > server.login_timeout_s:

@@ -5,8 +5,8 @@ The mirror of `target`: the same layouts, key table and framing. What is to be s
 it, so it also serves as the measure of the target's engine. No I/O, no clock, no retries.
 """
 
-from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from struct import Struct
 
 from .constants import (
@@ -14,7 +14,6 @@ from .constants import (
     FINAL,
     IMMEDIATE,
     RESERVED_TAG,
-    SERIAL_MASK,
     AhsType,
     CommandFlag,
     DataInFlag,
@@ -22,7 +21,6 @@ from .constants import (
     Opcode,
     TaskManagement,
 )
-from .digest import digest
 from .framing import BAD_DIGEST, BufferPool, Framer
 from .initiator_events import (
     AsyncMessageReceived,
@@ -42,14 +40,12 @@ from .login import LOGIN_SEGMENT_LENGTH
 from .pdu import (
     AsyncMessage,
     DataIn,
-    DataOut,
     LoginRequest,
     LoginResponse,
     LogoutRequest,
     LogoutResponse,
     NopIn,
     NopOut,
-    Pdu,
     ReadyToTransfer,
     Reject,
     ScsiCommand,
@@ -60,16 +56,14 @@ from .pdu import (
     TextResponse,
     opcode_of,
 )
-from .session import serial_distance
+from .requests import RequestWriter
+from .responses import Buffer
 from .text import Pairs, ProtocolError, TextAssembler, decode_pairs, encode_pairs
 
-Buffer = bytes | bytearray | memoryview
-Numbered = ScsiCommand | TaskManagementRequest | TextRequest | LogoutRequest | NopOut
 Header = tuple[memoryview, int]  # the receive buffer and where a header begins in it
 
 CDB_IN_HEADER_LENGTH = 16
 FRAMES_PER_ROUND = 256
-_HALF = 1 << 31  # serial numbers further apart than this have gone backwards (RFC 1982)
 _EXTENDED_CDB = Struct(">HBx")
 _SENSE_LENGTH = Struct(">H")
 _LOGIN_TAG = 0
@@ -101,17 +95,12 @@ class InitiatorConnection:
         self.settings = settings
         self.login = InitiatorLogin(settings, random_bytes)
         self.parameters = self.login.parameters
-        self.outgoing: list[Buffer] = []
+        self.writer = RequestWriter(settings.first_cmd_sn, self.parameters)
         self.tsih = settings.tsih
-        self.cmd_sn = settings.first_cmd_sn
-        self.exp_stat_sn = 0
-        self.exp_cmd_sn = self.cmd_sn
-        self.max_cmd_sn = self.cmd_sn
         self.commands: dict[int, PendingCommand] = {}
         self.closed = False
         self._framer = Framer(pool or BufferPool(1 << 17, keep=1), LOGIN_SEGMENT_LENGTH)
         self._events: list[InitiatorEvent] = []
-        self._waiting: deque[tuple[Numbered, Buffer, bytes]] = deque()
         self._first_response = True
         self._last_tag = _LOGIN_TAG
         self._text = TextAssembler()
@@ -131,23 +120,20 @@ class InitiatorConnection:
         *,
         data_out: Buffer = b"",
         read_length: int = 0,
-        write_length: int | None = None,
         attribute: int = 1,
         immediate: bool = False,
     ) -> int:
         """Queue a SCSI command and what unsolicited data the agreement allows; its task tag.
 
-        `lun` is the eight-byte LUN as an integer; `write_length` the Expected Data Transfer Length
-        of a write where it is not that of `data_out`. `CommandFinished` tells the end.
+        `lun` is the eight-byte LUN as an integer; either `data_out` or `read_length` bytes of
+        data-in are expected to move. `CommandFinished` tells the end.
         """
+        assert not (len(data_out) and read_length), "bidirectional commands do not exist here"
         itt = self._next_tag()
         view = memoryview(data_out)
-        writes = bool(len(view) or write_length)
-        expected = (len(view) if write_length is None else write_length) if writes else read_length
-        pending = PendingCommand(lun, view, read_length)
-        self.commands[itt] = pending
-        inline, unsolicited_end = self._unsolicited(expected if writes else 0)
-        flags = attribute | (CommandFlag.WRITE if writes else 0)
+        self.commands[itt] = PendingCommand(lun, view, read_length)
+        inline, unsolicited_end = self._unsolicited(len(view))
+        flags = attribute | (CommandFlag.WRITE if len(view) else 0)
         flags |= CommandFlag.READ if read_length else 0
         flags |= FINAL if unsolicited_end == inline else 0
         header = ScsiCommand(
@@ -156,16 +142,17 @@ class InitiatorConnection:
             0,
             lun,
             itt,
-            expected,
+            len(view) or read_length,
             cdb=cdb[:CDB_IN_HEADER_LENGTH].ljust(CDB_IN_HEADER_LENGTH, b"\0"),
         )
-        self._request(header, view[:inline], _extended_cdb(cdb))
+        rest = partial(self.writer.send_data, itt, view, inline, unsolicited_end)
+        self.writer.request(header, view[:inline], _extended_cdb(cdb), rest)
         return itt
 
     def nop_out(self, data: Buffer = b"", *, immediate: bool = True) -> int:
         """Queue a ping; `PingReturned` answers it."""
         itt = self._next_tag()
-        self._request(NopOut(_opcode(Opcode.NOP_OUT, immediate=immediate), itt=itt), data)
+        self.writer.request(NopOut(_opcode(Opcode.NOP_OUT, immediate=immediate), itt=itt), data)
         return itt
 
     def text(self, pairs: Pairs) -> int:
@@ -195,7 +182,7 @@ class InitiatorConnection:
         flags = FINAL | function
         request = TaskManagementRequest(opcode, flags, 0, lun, itt, referenced_task_tag)
         request.ref_cmd_sn = ref_cmd_sn
-        self._request(request)
+        self.writer.request(request)
         return itt
 
     def logout(self, reason: LogoutReason = LogoutReason.CLOSE_SESSION) -> int:
@@ -203,12 +190,12 @@ class InitiatorConnection:
         itt = self._next_tag()
         opcode = _opcode(Opcode.LOGOUT_REQUEST, immediate=True)
         cid = 0 if reason is LogoutReason.CLOSE_SESSION else self.settings.cid
-        self._request(LogoutRequest(opcode, FINAL | reason, 0, itt, cid))
+        self.writer.request(LogoutRequest(opcode, FINAL | reason, 0, itt, cid))
         return itt
 
     def take_outgoing(self) -> list[Buffer]:
         """What is to be sent, in order; the connection forgets it."""
-        outgoing, self.outgoing = self.outgoing, []
+        outgoing, self.writer.outgoing = self.writer.outgoing, []
         return outgoing
 
     def _next_tag(self) -> int:
@@ -222,57 +209,13 @@ class InitiatorConnection:
         inline = min(burst, agreed.max_send_data_segment_length) if agreed.immediate_data else 0
         return inline, inline if agreed.initial_r2t else burst
 
-    def _request(self, header: Numbered, data: Buffer = b"", ahs: bytes = b"") -> None:
-        """Number a request and send it, or keep it until the target's window opens."""
-        if header.opcode & IMMEDIATE:
-            self._number(header, data, ahs)
-            return
-        self._waiting.append((header, data, ahs))
-        self._send_waiting()
-
-    def _send_waiting(self) -> None:
-        while self._waiting and serial_distance(self.max_cmd_sn, self.cmd_sn) < _HALF:
-            header, data, ahs = self._waiting.popleft()
-            self._number(header, data, ahs)
-            self.cmd_sn = (self.cmd_sn + 1) & SERIAL_MASK
-
-    def _number(self, header: Numbered, data: Buffer, ahs: bytes) -> None:
-        header.cmd_sn = self.cmd_sn
-        header.exp_stat_sn = self.exp_stat_sn
-        header.lengths = (len(ahs) // 4) << 24 | len(data)
-        self._queue(header, data, ahs)
-        if isinstance(header, ScsiCommand) and not header.flags & FINAL:
-            pending = self.commands[header.itt]
-            _, end = self._unsolicited(header.expected_data_transfer_length)
-            self._send_data(header.itt, pending, RESERVED_TAG, len(data), end)
-
-    def _send_data(
-        self, itt: int, pending: PendingCommand, ttt: int, offset: int, end: int
-    ) -> None:
-        """One sequence of Data-Out PDUs (section 11.7)."""
-        data_sn = 0
-        while offset < end:
-            following = min(offset + self.parameters.max_send_data_segment_length, end)
-            header = DataOut(
-                Opcode.DATA_OUT,
-                FINAL if following == end else 0,
-                following - offset,
-                pending.lun if ttt != RESERVED_TAG else 0,
-                itt,
-                ttt,
-                self.exp_stat_sn,
-                data_sn,
-                offset,
-            )
-            self._queue(header, pending.data_out[offset:following])
-            offset = following
-            data_sn += 1
-
     def _send_text(self, ttt: int) -> None:
         length = self.parameters.max_send_data_segment_length
         part, self._text_unsent = self._text_unsent[:length], self._text_unsent[length:]
         flags = CONTINUE if self._text_unsent else FINAL
-        self._request(TextRequest(Opcode.TEXT_REQUEST, flags, itt=self._text_tag, ttt=ttt), part)
+        self.writer.request(
+            TextRequest(Opcode.TEXT_REQUEST, flags, itt=self._text_tag, ttt=ttt), part
+        )
 
     def _send_login(self, flags: int, data: bytes) -> None:
         settings = self.settings
@@ -283,24 +226,10 @@ class InitiatorConnection:
             tsih=settings.tsih,
             itt=_LOGIN_TAG,
             cid=settings.cid,
-            cmd_sn=self.cmd_sn,
-            exp_stat_sn=self.exp_stat_sn,
+            cmd_sn=self.writer.cmd_sn,
+            exp_stat_sn=self.writer.exp_stat_sn,
         )
-        self._queue(header, data)
-
-    def _queue(self, header: Pdu, data: Buffer = b"", ahs: bytes = b"") -> None:
-        """Header, digests, data and padding to `outgoing` (section 11.2)."""
-        head = header.pack() + ahs
-        self.outgoing.append(head)
-        in_full_feature = self.login.done
-        if in_full_feature and self.parameters.header_digest:
-            self.outgoing.append(digest(head))
-        if not len(data):
-            return
-        padding = bytes(-len(data) % 4)
-        self.outgoing += [data, padding] if padding else [data]
-        if in_full_feature and self.parameters.data_digest:
-            self.outgoing.append(digest(data, padding))
+        self.writer.queue(header, data)
 
     # Answers
 
@@ -353,53 +282,19 @@ class InitiatorConnection:
             raise ProtocolError(f"opcode {opcode:02x}h is not expected here")
         handler(self, header, data if data is not None else _NO_DATA)
 
-    def _account(
-        self,
-        pdu: ScsiResponse
-        | DataIn
-        | NopIn
-        | ReadyToTransfer
-        | TaskManagementResult
-        | TextResponse
-        | LoginResponse
-        | LogoutResponse
-        | Reject
-        | AsyncMessage,
-        *,
-        counts: bool = True,
-    ) -> None:
-        """StatSN in sequence, and the command window (sections 4.2.2.1 and 4.2.2.2).
-
-        `counts`: this PDU takes a StatSN; the others that carry one tell the next.
-        """
-        if pdu.stat_sn != self.exp_stat_sn:
-            raise ProtocolError(f"StatSN {pdu.stat_sn} instead of {self.exp_stat_sn}")
-        if counts:
-            self.exp_stat_sn = (self.exp_stat_sn + 1) & SERIAL_MASK
-        self._move_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
-
-    def _move_window(self, exp_cmd_sn: int, max_cmd_sn: int) -> None:
-        if serial_distance((max_cmd_sn + 1) & SERIAL_MASK, exp_cmd_sn) >= _HALF:
-            return  # MaxCmdSN below ExpCmdSN - 1: both are to be ignored
-        if serial_distance(exp_cmd_sn, self.exp_cmd_sn) < _HALF:
-            self.exp_cmd_sn = exp_cmd_sn
-        if serial_distance(max_cmd_sn, self.max_cmd_sn) < _HALF:
-            self.max_cmd_sn = max_cmd_sn
-        if self._waiting:
-            self._send_waiting()
-
     def _on_login(self, header: Header, data: memoryview) -> None:
         response = LoginResponse.unpack(*header)
         if not response.status and self._first_response:
             self._first_response = False
-            self.exp_stat_sn = response.stat_sn
+            self.writer.exp_stat_sn = response.stat_sn
         if not response.status:
-            self._account(response)
+            self.writer.account(response)
         following = self.login.receive(response, bytes(data))
         if following is not None:
             self._send_login(*following)
             return
         self.tsih = response.tsih
+        self.writer.digests = True
         self._framer.max_segment_length = self.parameters.max_recv_data_segment_length
         self._framer.header_digest = self.parameters.header_digest
         self._framer.data_digest = self.parameters.data_digest
@@ -423,17 +318,17 @@ class InitiatorConnection:
         pending.received = end
         pending.data_pdus += 1
         if not pdu.flags & DataInFlag.STATUS:
-            self._move_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+            self.writer.move_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
             return
         if not pdu.flags & FINAL:
             raise ProtocolError("status in a Data-In without F")
-        self._account(pdu)
+        self.writer.account(pdu)
         self._finish(pdu.itt, 0, pdu.status, b"", _residual(pdu.flags, pdu.residual))
 
     def _on_scsi_response(self, header: Header, data: memoryview) -> None:
         pdu = ScsiResponse.unpack(*header)
         pending = self._command_of(pdu.itt)
-        self._account(pdu)
+        self.writer.account(pdu)
         if not pdu.response and pdu.exp_data_sn != pending.data_pdus + pending.r2ts:
             raise ProtocolError("ExpDataSN is not the number of Data-In and R2T PDUs")
         sense = b""
@@ -451,7 +346,7 @@ class InitiatorConnection:
     def _on_r2t(self, header: Header, data: memoryview) -> None:
         pdu = ReadyToTransfer.unpack(*header)
         pending = self._command_of(pdu.itt)
-        self._account(pdu, counts=False)
+        self.writer.account(pdu, counts=False)
         end = pdu.buffer_offset + pdu.desired_length
         if pdu.r2t_sn != pending.r2ts or pdu.ttt == RESERVED_TAG:
             raise ProtocolError("R2TSN out of sequence, or no Target Transfer Tag")
@@ -460,20 +355,22 @@ class InitiatorConnection:
         if end > len(pending.data_out):
             raise ProtocolError("R2T beyond the command's data")
         pending.r2ts += 1
-        self._send_data(pdu.itt, pending, pdu.ttt, pdu.buffer_offset, end)
+        self.writer.send_data(
+            pdu.itt, pending.data_out, pdu.buffer_offset, end, pending.lun, pdu.ttt
+        )
 
     def _on_nop_in(self, header: Header, data: memoryview) -> None:
         pdu = NopIn.unpack(*header)
-        self._account(pdu, counts=pdu.itt != RESERVED_TAG)
+        self.writer.account(pdu, counts=pdu.itt != RESERVED_TAG)
         if pdu.itt != RESERVED_TAG:
             self._events.append(PingReturned(pdu.itt, bytes(data)))
         if pdu.ttt != RESERVED_TAG:
             opcode = _opcode(Opcode.NOP_OUT, immediate=True)
-            self._request(NopOut(opcode, lun=pdu.lun, ttt=pdu.ttt), bytes(data))
+            self.writer.request(NopOut(opcode, lun=pdu.lun, ttt=pdu.ttt), bytes(data))
 
     def _on_text(self, header: Header, data: memoryview) -> None:
         pdu = TextResponse.unpack(*header)
-        self._account(pdu)
+        self.writer.account(pdu)
         if pdu.itt != self._text_tag:
             raise ProtocolError("a Text Response that nothing asked for")
         final = bool(pdu.flags & FINAL)
@@ -490,25 +387,25 @@ class InitiatorConnection:
 
     def _on_task_management(self, header: Header, data: memoryview) -> None:
         pdu = TaskManagementResult.unpack(*header)
-        self._account(pdu)
+        self.writer.account(pdu)
         self._events.append(TaskManagementFinished(pdu.itt, pdu.response))
 
     def _on_logout(self, header: Header, data: memoryview) -> None:
         pdu = LogoutResponse.unpack(*header)
-        self._account(pdu)
+        self.writer.account(pdu)
         self.closed = not pdu.response
         waits = pdu.time2wait_s, pdu.time2retain_s
         self._events.append(LogoutFinished(pdu.itt, pdu.response, *waits))
 
     def _on_async(self, header: Header, data: memoryview) -> None:
         pdu = AsyncMessage.unpack(*header)
-        self._account(pdu)
+        self.writer.account(pdu)
         parameters = pdu.parameter1, pdu.parameter2, pdu.parameter3
         self._events.append(AsyncMessageReceived(pdu.event, pdu.lun, parameters, bytes(data)))
 
     def _on_reject(self, header: Header, data: memoryview) -> None:
         pdu = Reject.unpack(*header)
-        self._account(pdu)
+        self.writer.account(pdu)
         rejected = NopOut.unpack(data)
         if opcode_of(data) == Opcode.SCSI_COMMAND:
             self.commands.pop(rejected.itt, None)

@@ -171,7 +171,7 @@ class InitiatorLogin:
             return self._next_part(data)
         whole = self._text.add(data, more=bool(response.flags & CONTINUE))
         if whole is None:
-            return self.stage << 2, b""
+            return self._last_flags, b""
         return self._advance(response.flags, decode_pairs(whole))
 
     def _check_flags(self, flags: int) -> None:

@@ -128,7 +128,7 @@ class TargetLogin:
         """The reply to one request. Raises ProtocolError, whose status is the answer."""
         self._check_header(request)
         if self._unsent:
-            return self._continue_reply(data)
+            return self._continue_reply(request, data)
         more = bool(request.flags & CONTINUE)
         if more and request.flags & TRANSIT:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "T and C are both set")
@@ -172,7 +172,9 @@ class TargetLogin:
             self._require_no_authentication()
         answers += self._negotiation.answer(pairs, PHASE_OF[self.stage])
         answers = self._announce(answers)
-        return self._reply(self._transition(request), encode_pairs(answers))
+        self._last_flags = self._transition(request)
+        self._unsent = encode_pairs(answers)
+        return self._continue_reply(request, b"")
 
     def _identify(self, pairs: dict[str, str]) -> None:
         """The first request says who asks for what (section 6.3.1)."""
@@ -271,13 +273,8 @@ class TargetLogin:
             self._require_no_authentication()
         return TRANSIT | stay | following
 
-    def _reply(self, flags: int, data: bytes) -> Reply:
+    def _continue_reply(self, request: LoginRequest, data: bytes) -> Reply:
         """The reply, or as much of it as the initiator's segment length allows (C bit)."""
-        self._last_flags = flags
-        self._unsent = data
-        return self._continue_reply(b"")
-
-    def _continue_reply(self, data: bytes) -> Reply:
         if data:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "keys while our answer is unfinished")
         assert self._negotiation is not None
@@ -287,8 +284,8 @@ class TargetLogin:
         chunk, self._unsent = self._unsent[:length], self._unsent[length:]
         if self._unsent:
             return Reply(CONTINUE | self.stage << 2, chunk)
-        if not self._last_flags & TRANSIT:
-            return Reply(self._last_flags, chunk)
+        if not self._last_flags & request.flags & TRANSIT:
+            return Reply(self.stage << 2, chunk)
         self.stage = Stage(self._last_flags & 3)
         if self.stage is not Stage.FULL_FEATURE:
             return Reply(self._last_flags, chunk)

@@ -15,7 +15,6 @@ from .constants import (
     OPCODE_MASK,
     RESERVED_TAG,
     SERIAL_MASK,
-    AhsType,
     AsyncEvent,
     CommandFlag,
     LoginStatus,
@@ -66,6 +65,7 @@ from .transfer import (
     Command,
     Transfer,
     TransferQueue,
+    extended_cdb,
 )
 
 CHECK_CONDITION = 0x02  # the SCSI status that the transport's own errors carry
@@ -245,7 +245,7 @@ class TargetConnection:
             self._reject(RejectReason.TASK_IN_PROGRESS, position)
             return
         if ahs:
-            command.cdb += _extended_cdb(ahs)
+            command.cdb += extended_cdb(ahs)
         refusal = self._accept_data(command, data)
         early = not opcode & IMMEDIATE and command.cmd_sn != self._writer.window.expected
         if early:
@@ -326,25 +326,38 @@ class TargetConnection:
         if command is None or command.transfer is None:
             return  # of a command that was answered or aborted meanwhile
         transfer = command.transfer
-        transfer.receive(ttt, flags, data_sn, offset, length)
-        if ttt != RESERVED_TAG:
-            self._transfers.arrived(length)
-        if data is BAD_DIGEST:
-            self._reject(RejectReason.DATA_DIGEST_ERROR, position)
-            if transfer.answer is None:
-                self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
-                self._events.append(TransferFailed(command))
-        elif data is not None and transfer.answer is None:
-            command.data.append(bytes(data))
         if transfer.answer is not None:
-            if not transfer.bursts:
-                transfer.answer()
-        elif transfer.complete:
+            self._discard(transfer, flags)
+            return
+        if data is BAD_DIGEST or not transfer.in_sequence(data_sn):
+            if data is BAD_DIGEST:
+                self._reject(RejectReason.DATA_DIGEST_ERROR, position)
+            self._fail_transfer(command, transfer, flags)
+            return
+        transfer.receive(ttt, flags, offset, length)
+        if ttt != RESERVED_TAG:
+            self._transfers.arrived(transfer, length)
+        if data is not None:
+            command.data.append(bytes(data))
+        if transfer.complete:
             del self._commands[itt]
             self._events.append(command)
         elif transfer.wanted is not None and flags & FINAL:
             self._transfers.add(command)
         self._send_r2ts()
+
+    def _fail_transfer(self, command: Command, transfer: Transfer, flags: int) -> None:
+        """Data is missing, and level 0 has no recovery: end the command (sections 7.8, 7.9)."""
+        self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
+        self._events.append(TransferFailed(command))
+        self._discard(transfer, flags)
+
+    def _discard(self, transfer: Transfer, flags: int) -> None:
+        """Wait for the end of the open sequences, then give the answer that waits for it."""
+        transfer.discard(flags)
+        if transfer.answer is not None and not transfer.bursts:
+            transfer.answer()
+            self._send_r2ts()
 
     def defer(self, command: Command) -> None:
         """The command's answer will come in a later round: its tag stays in use."""
@@ -362,9 +375,11 @@ class TargetConnection:
         transfer = command.transfer
         if transfer is not None and transfer.bursts:
             command.data.clear()
+            self._transfers.remove(command)
             transfer.answer = partial(
                 self._end_early, command, status, sense, data_out_length
             )  # it waits for the sequences that are open (section 11.4.2)
+            self._send_r2ts()
             return
         self._commands.pop(command.itt, None)
         self._writer.respond(command, status, data, sense, data_out_length)
@@ -373,7 +388,6 @@ class TargetConnection:
         self, command: Command, status: int, sense: bytes, data_out_length: int | None
     ) -> None:
         if self._commands.pop(command.itt, None) is not None:
-            self._transfers.remove(command)
             self._writer.respond(command, status, None, sense, data_out_length)
 
     @property
@@ -386,6 +400,7 @@ class TargetConnection:
         self._commands.pop(command.itt, None)
         self._transfers.remove(command)
         self._writer.window.complete(command.credit)
+        self._send_r2ts()
 
     def command_of(self, itt: int) -> Command | None:
         """The unanswered command with this tag."""
@@ -576,16 +591,3 @@ _Reader = Callable[[TargetConnection, int, memoryview | None, bytes], None]
 
 def _nothing() -> None:
     """What a CmdSN that counts as received does."""
-
-
-def _extended_cdb(ahs: bytes) -> bytes:
-    """What additional header segments add to the CDB (section 11.2.2). Raises ProtocolError."""
-    offset, extension = 0, b""
-    while offset < len(ahs):
-        length = int.from_bytes(ahs[offset : offset + 2], "big")
-        if offset + 3 + length > len(ahs) or length < 1:
-            raise ProtocolError("AHS outside its header", RejectReason.INVALID_PDU_FIELD)
-        if ahs[offset + 2] == AhsType.EXTENDED_CDB:
-            extension += ahs[offset + 4 : offset + 3 + length]
-        offset += (3 + length + 3) & ~3
-    return extension

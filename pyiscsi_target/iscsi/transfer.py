@@ -8,7 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from struct import Struct
 
-from .constants import FINAL, RESERVED_TAG, SERIAL_MASK, CommandFlag
+from .constants import (
+    FINAL,
+    RESERVED_TAG,
+    SERIAL_MASK,
+    AhsType,
+    CommandFlag,
+    RejectReason,
+)
 from .keys import Parameters
 from .pdu import ReadyToTransfer
 from .text import ProtocolError
@@ -60,6 +67,19 @@ class Command:
         return bool(self.flags & CommandFlag.WRITE)
 
 
+def extended_cdb(ahs: bytes) -> bytes:
+    """What additional header segments add to the CDB (section 11.2.2). Raises ProtocolError."""
+    offset, extension = 0, b""
+    while offset < len(ahs):
+        length = int.from_bytes(ahs[offset : offset + 2], "big")
+        if offset + 3 + length > len(ahs) or length < 1:
+            raise ProtocolError("AHS outside its header", RejectReason.INVALID_PDU_FIELD)
+        if ahs[offset + 2] == AhsType.EXTENDED_CDB:
+            extension += ahs[offset + 4 : offset + 3 + length]
+        offset += (3 + length + 3) & ~3
+    return extension
+
+
 class Burst:
     """One sequence of Data-Out PDUs: those after an R2T, or the unsolicited ones."""
 
@@ -74,11 +94,20 @@ class Burst:
 class Transfer:
     """The data-out of one command while it is under way. Lengths and offsets are bytes."""
 
-    __slots__ = ("answer", "bursts", "next_r2t_sn", "received", "solicited", "wanted")
+    __slots__ = (
+        "answer",
+        "bursts",
+        "next_r2t_sn",
+        "received",
+        "solicited",
+        "under_way",
+        "wanted",
+    )
 
     def __init__(self, immediate_length: int, unsolicited_end: int) -> None:
         self.received = immediate_length
         self.solicited = immediate_length  # what has been asked for, or announced as unsolicited
+        self.under_way = 0  # of it, what was asked for by R2T and is not here yet
         self.wanted: int | None = None  # what the command takes: unknown until `solicit`
         self.next_r2t_sn = 0
         self.answer: Callable[[], None] | None = None  # given early: waits for the open sequences
@@ -109,16 +138,23 @@ class Transfer:
         self.bursts.append(Burst(ttt, self.solicited))
         return offset, length
 
-    def receive(self, ttt: int, flags: int, data_sn: int, offset: int, length: int) -> None:
+    def in_sequence(self, data_sn: int) -> bool:
+        """Whether no Data-Out is missing before this one (section 7.9)."""
+        return not self.bursts or self.bursts[0].data_sn == data_sn
+
+    def discard(self, flags: int) -> None:
+        """Account for a Data-Out PDU of a command that ends early: only its F bit matters."""
+        if flags & FINAL and self.bursts:
+            del self.bursts[0]
+
+    def receive(self, ttt: int, flags: int, offset: int, length: int) -> None:
         """Account for one Data-Out PDU. Raises ProtocolError if it is not the one that is due."""
         burst = self.bursts[0] if self.bursts else None
         if burst is None or burst.ttt != ttt:
             raise ProtocolError("Data-Out that was not asked for")
-        if data_sn != burst.data_sn:
-            raise ProtocolError("DataSN out of sequence")
         if offset != self.received or offset + length > burst.end:
             raise ProtocolError("Data-Out outside its sequence")
-        burst.data_sn = (data_sn + 1) & SERIAL_MASK
+        burst.data_sn = (burst.data_sn + 1) & SERIAL_MASK
         self.received += length
         if flags & FINAL:
             self._close(burst)
@@ -132,12 +168,6 @@ class Transfer:
         elif self.received < burst.end:
             raise ProtocolError("a solicited sequence ended early")
         del self.bursts[0]
-
-    @property
-    def under_way(self) -> int:
-        """Bytes that were asked for by R2T and are not here yet."""
-        by_r2t = bool(self.bursts) and self.bursts[0].ttt != RESERVED_TAG
-        return self.solicited - self.received if by_r2t else 0
 
 
 class TransferQueue:
@@ -161,14 +191,15 @@ class TransferQueue:
         if command not in self._waiting:
             self._waiting.append(command)
 
-    def arrived(self, length: int) -> None:
+    def arrived(self, transfer: Transfer, length: int) -> None:
         """Solicited data came in."""
         self._under_way -= length
+        transfer.under_way -= length
 
     def remove(self, command: Command) -> None:
         """A command ended before its data was all here."""
         if command.transfer is not None:
-            self._under_way -= command.transfer.under_way
+            self.arrived(command.transfer, command.transfer.under_way)
         if command in self._waiting:
             self._waiting.remove(command)
 
@@ -184,6 +215,7 @@ class TransferQueue:
                 continue
             offset, length = burst
             self._under_way += length
+            transfer.under_way += length
             yield ReadyToTransfer(
                 lun=command.lun,
                 itt=command.itt,

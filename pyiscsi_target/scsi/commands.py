@@ -1,6 +1,6 @@
 """THE command table: one row per command, and all that the rest of the device server asks of it.
 
-Dispatch, the check for reserved bits, the gates (unit attention, reservations, stopped, write
+Dispatch, the check for reserved bits, the gates (unit attention, reservations, ejected, write
 protection), the length of the data-out and REPORT SUPPORTED OPERATION CODES are all driven by these
 rows. Rows know their handlers by name only; what a command does is in its room.
 """
@@ -32,6 +32,10 @@ from .task import Outcome, Task
 if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
 
+# Operation codes whose byte 1 holds a service action (SPC-5 clause 4.2.5.1)
+SERVICE_ACTIONS = frozenset({0x9E, 0xA3})
+SERVICE_ACTION_MASK = 0x1F
+
 Handler = Callable[["LogicalUnit", Task], Outcome]
 DataOutLength = Callable[["LogicalUnit", bytes], int]
 
@@ -61,33 +65,39 @@ class Command:
     asks for, or raises ScsiError; None: no data-out. `timeout_s` is the recommended one.
     """
 
-    opcode: int
-    service_action: int | None
-    name: str
     usage: bytes
+    name: str
     handler: Handler
     access: Access
     writes: bool = False
     passes_unit_attention: bool = False
-    allowed_while_stopped: bool = False
+    allowed_while_ejected: bool = False
     thin_only: bool = False  # part of logical block provisioning management (LBPME=1)
     timeout_s: int = 30
     data_out_length: DataOutLength | None = None
     harmless: Callable[[bytes], bool] | None = None  # CDBs that pass whatever `access` says
+    opcode: int = field(init=False)
+    service_action: int | None = field(init=False)
     length: int = field(init=False)
     forbidden: int = field(init=False)  # the CDB's reserved bits, as a big-endian integer
 
     def __post_init__(self) -> None:
+        opcode, length = self.usage[0], len(self.usage)
         allowed = bytearray(self.usage)
         allowed[0] = 0xFF
-        if self.service_action is not None:
+        service_action = None
+        if opcode in SERVICE_ACTIONS:
+            service_action = self.usage[1] & SERVICE_ACTION_MASK
             allowed[1] |= SERVICE_ACTION_MASK
-        mask = int.from_bytes(allowed, "big")
-        object.__setattr__(self, "length", len(self.usage))
-        object.__setattr__(self, "forbidden", mask ^ ((1 << 8 * len(self.usage)) - 1))
+        object.__setattr__(self, "opcode", opcode)
+        object.__setattr__(self, "service_action", service_action)
+        object.__setattr__(self, "length", length)
+        object.__setattr__(
+            self, "forbidden", int.from_bytes(allowed, "big") ^ ((1 << 8 * length) - 1)
+        )
 
 
-SERVICE_ACTION_MASK = 0x1F  # byte 1 (SPC-5 clause 4.2.5.1)
+_usage = bytes.fromhex
 
 
 def _list_length_at(first: int, end: int) -> DataOutLength:
@@ -95,204 +105,195 @@ def _list_length_at(first: int, end: int) -> DataOutLength:
     return lambda _lu, cdb: int.from_bytes(cdb[first:end], "big")
 
 
-def _row(usage: str, name: str, handler: Handler, access: Access, **gates: object) -> Command:
-    usage_map = bytes.fromhex(usage)
-    service_action = usage_map[1] & SERVICE_ACTION_MASK if usage_map[0] in SERVICE_ACTIONS else None
-    return Command(usage_map[0], service_action, name, usage_map, handler, access, **gates)  # type: ignore[arg-type]
-
-
-# Operation codes whose byte 1 holds a service action
-SERVICE_ACTIONS = frozenset({0x9E, 0xA3})
-
 # The group number is evaluated and means nothing: no statistics are kept by group (GROUP_SUP=0).
 # Bits left out are refused: RDPROTECT and its kin (no protection information), RARC, NACA.
 _SPC: tuple[Command, ...] = (
-    _row(
-        "00 00 00 00 00 00",
+    Command(
+        _usage("00 00 00 00 00 00"),
         "TEST UNIT READY",
         primary.test_unit_ready,
         Access.UNLESS_RESERVED,
     ),
-    _row(
-        "03 01 00 00 FF 00",
+    Command(
+        _usage("03 01 00 00 FF 00"),
         "REQUEST SENSE",
         primary.request_sense,
         Access.ALWAYS,
         passes_unit_attention=True,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "12 01 FF FF FF 00",
+    Command(
+        _usage("12 01 FF FF FF 00"),
         "INQUIRY",
         inquiry.inquiry,
         Access.ALWAYS,
         passes_unit_attention=True,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "15 11 00 00 FF 00",
+    Command(
+        _usage("15 11 00 00 FF 00"),
         "MODE SELECT(6)",
         mode_commands.mode_select_6,
         Access.WRITES,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
         data_out_length=_list_length_at(4, 5),
     ),
-    _row(
-        "16 00 00 00 00 00",
+    Command(
+        _usage("16 00 00 00 00 00"),
         "RESERVE(6)",
         reserve.reserve,
         Access.NEVER,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "17 00 00 00 00 00",
+    Command(
+        _usage("17 00 00 00 00 00"),
         "RELEASE(6)",
         reserve.release,
         Access.ALWAYS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "1A 08 FF FF FF 00",
+    Command(
+        _usage("1A 08 FF FF FF 00"),
         "MODE SENSE(6)",
         mode_commands.mode_sense_6,
         Access.READS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "1B 01 00 0F F7 00",
+    Command(
+        _usage("1B 01 00 0F F7 00"),
         "START STOP UNIT",
         primary.start_stop_unit,
         Access.WRITES,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
         harmless=lambda cdb: cdb[4] & 0xF1 == 0x01,  # START=1, POWER CONDITION=0
     ),
-    _row(
-        "1C 01 FF FF FF 00",
+    Command(
+        _usage("1C 01 FF FF FF 00"),
         "RECEIVE DIAGNOSTIC RESULTS",
         diagnostics.receive_diagnostic_results,
         Access.READS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "1D F7 00 FF FF 00",
+    Command(
+        _usage("1D F7 00 FF FF 00"),
         "SEND DIAGNOSTIC",
         diagnostics.send_diagnostic,
         Access.WRITES,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
         data_out_length=_list_length_at(3, 5),
     ),
-    _row(
-        "1E 00 00 00 03 00",
+    Command(
+        _usage("1E 00 00 00 03 00"),
         "PREVENT ALLOW MEDIUM REMOVAL",
         primary.prevent_allow,
         Access.WRITES,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
         harmless=lambda cdb: cdb[4] & 0x03 == 0,  # PREVENT=0
     ),
-    _row(
-        "4D 00 FF FF 00 FF FF FF FF 00",
+    Command(
+        _usage("4D 00 FF FF 00 FF FF FF FF 00"),
         "LOG SENSE",
         log_pages.log_sense,
         Access.ALWAYS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "55 11 00 00 00 00 00 FF FF 00",
+    Command(
+        _usage("55 11 00 00 00 00 00 FF FF 00"),
         "MODE SELECT(10)",
         mode_commands.mode_select_10,
         Access.WRITES,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
         data_out_length=_list_length_at(7, 9),
     ),
-    _row(
-        "56 00 00 00 00 00 00 00 00 00",
+    Command(
+        _usage("56 00 00 00 00 00 00 00 00 00"),
         "RESERVE(10)",
         reserve.reserve,
         Access.NEVER,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "57 00 00 00 00 00 00 00 00 00",
+    Command(
+        _usage("57 00 00 00 00 00 00 00 00 00"),
         "RELEASE(10)",
         reserve.release,
         Access.ALWAYS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "5A 18 FF FF 00 00 00 FF FF 00",
+    Command(
+        _usage("5A 18 FF FF 00 00 00 FF FF 00"),
         "MODE SENSE(10)",
         mode_commands.mode_sense_10,
         Access.READS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "A0 00 FF 00 00 00 FF FF FF FF 00 00",
+    Command(
+        _usage("A0 00 FF 00 00 00 FF FF FF FF 00 00"),
         "REPORT LUNS",
         report_luns.report_luns,
         Access.ALWAYS,
         passes_unit_attention=True,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "A3 0C 87 FF FF FF FF FF FF FF 00 00",
+    Command(
+        _usage("A3 0C 87 FF FF FF FF FF FF FF 00 00"),
         "REPORT SUPPORTED OPERATION CODES",
         supported.report_supported_opcodes,
         Access.ALWAYS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
-    _row(
-        "A3 0D 80 00 00 00 FF FF FF FF 00 00",
+    Command(
+        _usage("A3 0D 80 00 00 00 FF FF FF FF 00 00"),
         "REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS",
         supported.report_supported_tmfs,
         Access.ALWAYS,
-        allowed_while_stopped=True,
+        allowed_while_ejected=True,
     ),
 )
 
 _SBC: tuple[Command, ...] = (
-    _row("08 1F FF FF FF 00", "READ(6)", block.read_6, Access.READS),
-    _row("28 18 FF FF FF FF 3F FF FF 00", "READ(10)", block.read_10, Access.READS),
-    _row("A8 18 FF FF FF FF FF FF FF FF 3F 00", "READ(12)", block.read_12, Access.READS),
-    _row(
-        "88 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(_usage("08 1F FF FF FF 00"), "READ(6)", block.read_6, Access.READS),
+    Command(_usage("28 18 FF FF FF FF 3F FF FF 00"), "READ(10)", block.read_10, Access.READS),
+    Command(_usage("A8 18 FF FF FF FF FF FF FF FF 3F 00"), "READ(12)", block.read_12, Access.READS),
+    Command(
+        _usage("88 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "READ(16)",
         block.read_16,
         Access.READS,
     ),
-    _row(
-        "0A 1F FF FF FF 00",
+    Command(
+        _usage("0A 1F FF FF FF 00"),
         "WRITE(6)",
         block.write_6,
         Access.WRITES,
         writes=True,
         data_out_length=block.write_length_6,
     ),
-    _row(
-        "2A 18 FF FF FF FF 3F FF FF 00",
+    Command(
+        _usage("2A 18 FF FF FF FF 3F FF FF 00"),
         "WRITE(10)",
         block.write_10,
         Access.WRITES,
         writes=True,
         data_out_length=block.write_length,
     ),
-    _row(
-        "AA 18 FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("AA 18 FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE(12)",
         block.write_12,
         Access.WRITES,
         writes=True,
         data_out_length=block.write_length,
     ),
-    _row(
-        "8A 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("8A 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE(16)",
         block.write_16,
         Access.WRITES,
         writes=True,
         data_out_length=block.write_length,
     ),
-    _row(
-        "2E 12 FF FF FF FF 3F FF FF 00",
+    Command(
+        _usage("2E 12 FF FF FF FF 3F FF FF 00"),
         "WRITE AND VERIFY(10)",
         verify.write_and_verify,
         Access.WRITES,
@@ -300,8 +301,8 @@ _SBC: tuple[Command, ...] = (
         timeout_s=60,
         data_out_length=verify.write_and_verify_length,
     ),
-    _row(
-        "AE 12 FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("AE 12 FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE AND VERIFY(12)",
         verify.write_and_verify,
         Access.WRITES,
@@ -309,8 +310,8 @@ _SBC: tuple[Command, ...] = (
         timeout_s=60,
         data_out_length=verify.write_and_verify_length,
     ),
-    _row(
-        "8E 12 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("8E 12 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE AND VERIFY(16)",
         verify.write_and_verify,
         Access.WRITES,
@@ -318,32 +319,32 @@ _SBC: tuple[Command, ...] = (
         timeout_s=60,
         data_out_length=verify.write_and_verify_length,
     ),
-    _row(
-        "2F 16 FF FF FF FF 3F FF FF 00",
+    Command(
+        _usage("2F 16 FF FF FF FF 3F FF FF 00"),
         "VERIFY(10)",
         verify.verify,
         Access.READS,
         timeout_s=300,
         data_out_length=verify.verify_length,
     ),
-    _row(
-        "AF 16 FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("AF 16 FF FF FF FF FF FF FF FF 3F 00"),
         "VERIFY(12)",
         verify.verify,
         Access.READS,
         timeout_s=300,
         data_out_length=verify.verify_length,
     ),
-    _row(
-        "8F 16 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("8F 16 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "VERIFY(16)",
         verify.verify,
         Access.READS,
         timeout_s=300,
         data_out_length=verify.verify_length,
     ),
-    _row(
-        "41 08 FF FF FF FF 3F FF FF 00",
+    Command(
+        _usage("41 08 FF FF FF FF 3F FF FF 00"),
         "WRITE SAME(10)",
         write_same.write_same,
         Access.WRITES,
@@ -351,8 +352,8 @@ _SBC: tuple[Command, ...] = (
         timeout_s=120,
         data_out_length=write_same.write_same_length,
     ),
-    _row(
-        "93 09 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("93 09 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE SAME(16)",
         write_same.write_same,
         Access.WRITES,
@@ -360,8 +361,8 @@ _SBC: tuple[Command, ...] = (
         timeout_s=120,
         data_out_length=write_same.write_same_length,
     ),
-    _row(
-        "42 00 00 00 00 00 3F FF FF 00",
+    Command(
+        _usage("42 00 00 00 00 00 3F FF FF 00"),
         "UNMAP",
         provisioning.unmap,
         Access.WRITES,
@@ -370,65 +371,65 @@ _SBC: tuple[Command, ...] = (
         timeout_s=120,
         data_out_length=_list_length_at(7, 9),
     ),
-    _row(
-        "89 18 FF FF FF FF FF FF FF FF 00 00 00 FF 3F 00",
+    Command(
+        _usage("89 18 FF FF FF FF FF FF FF FF 00 00 00 FF 3F 00"),
         "COMPARE AND WRITE",
         atomic.compare_and_write,
         Access.WRITES,
         writes=True,
         data_out_length=atomic.compare_and_write_length,
     ),
-    _row(
-        "8B 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("8B 18 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "ORWRITE(16)",
         atomic.orwrite,
         Access.WRITES,
         writes=True,
         data_out_length=block.write_length,
     ),
-    _row(
-        "9C 18 FF FF FF FF FF FF FF FF 00 00 FF FF 3F 00",
+    Command(
+        _usage("9C 18 FF FF FF FF FF FF FF FF 00 00 FF FF 3F 00"),
         "WRITE ATOMIC(16)",
         atomic.write_atomic,
         Access.WRITES,
         writes=True,
         data_out_length=atomic.write_atomic_length,
     ),
-    _row("34 02 FF FF FF FF 3F FF FF 00", "PRE-FETCH(10)", cache.prefetch, Access.READS),
-    _row(
-        "90 02 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(_usage("34 02 FF FF FF FF 3F FF FF 00"), "PRE-FETCH(10)", cache.prefetch, Access.READS),
+    Command(
+        _usage("90 02 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "PRE-FETCH(16)",
         cache.prefetch,
         Access.READS,
     ),
-    _row(
-        "35 02 FF FF FF FF 3F FF FF 00",
+    Command(
+        _usage("35 02 FF FF FF FF 3F FF FF 00"),
         "SYNCHRONIZE CACHE(10)",
         cache.synchronize_cache,
         Access.WRITES,
         timeout_s=120,
     ),
-    _row(
-        "91 02 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00",
+    Command(
+        _usage("91 02 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "SYNCHRONIZE CACHE(16)",
         cache.synchronize_cache,
         Access.WRITES,
         timeout_s=120,
     ),
-    _row(
-        "25 00 00 00 00 00 00 00 00 00",
+    Command(
+        _usage("25 00 00 00 00 00 00 00 00 00"),
         "READ CAPACITY(10)",
         capacity.read_capacity_10,
         Access.ALWAYS,
     ),
-    _row(
-        "9E 10 00 00 00 00 00 00 00 00 FF FF FF FF 00 00",
+    Command(
+        _usage("9E 10 00 00 00 00 00 00 00 00 FF FF FF FF 00 00"),
         "READ CAPACITY(16)",
         capacity.read_capacity_16,
         Access.ALWAYS,
     ),
-    _row(
-        "9E 12 FF FF FF FF FF FF FF FF FF FF FF FF 00 00",
+    Command(
+        _usage("9E 12 FF FF FF FF FF FF FF FF FF FF FF FF 00 00"),
         "GET LBA STATUS",
         provisioning.get_lba_status,
         Access.READS,

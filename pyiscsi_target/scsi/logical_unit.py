@@ -23,6 +23,7 @@ from .sense import (
     StatusError,
     encode_sense,
     invalid_cdb_field,
+    medium_not_present,
 )
 from .task import Nexus, Outcome, Result, Status, Task, TaskAttribute
 from .unit_attention import UnitAttentions
@@ -59,6 +60,7 @@ class Statistics:
     check_conditions: int = 0
 
 
+_SIMPLE = int(TaskAttribute.SIMPLE)  # an enumeration's member costs the hot path a look-up
 _Row = Command | dict[int, Command] | None
 
 
@@ -67,7 +69,7 @@ class LogicalUnit:
 
     `execute` and `data_out_length` are called by `TargetDevice`; the other attributes are what
     command handlers work on. `reserved_by` is the holder of a RESERVE, `prevented_by` the nexuses
-    that prevent medium removal; a unit whose medium is `ejected` is `stopped` too.
+    that prevent medium removal, `ejected` whether the medium is out.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class LogicalUnit:
         self.statistics = Statistics()
         self.tasks = TaskSet()
         self.ranges = BlockRanges()
-        self.stopped = False
         self.ejected = False
         self.reserved_by: Nexus | None = None
         self.prevented_by: set[Nexus] = set()
@@ -114,22 +115,23 @@ class LogicalUnit:
             row = self._rows[cdb[0]]
             if row.__class__ is not Command:
                 row = self._find_service_action(task, row)
+            pending = self.attentions.pending
             if (
-                self.attentions.pending
+                (pending and task.nexus in pending)
                 or self.reserved_by is not None
-                or self.stopped
+                or self.ejected
                 or (row.writes and (self.read_only or self.mode.software_write_protect))
             ):
                 self._pass_gates(row, task)
             if int.from_bytes(cdb[: row.length], "big") & row.forbidden:
                 raise _forbidden_bit(row, cdb)
             tasks = self.tasks
-            if tasks.barriers or task.attribute > TaskAttribute.SIMPLE:
+            if tasks.barriers or task.attribute > _SIMPLE:
                 outcome = self._run_in_order(row, task)
             else:
                 outcome = row.handler(self, task)
         except Exception as error:
-            outcome = self._failure(error, task)
+            outcome = self.failure(error, task)
         if outcome.__class__ is Result:
             if self.tasks.unfinished:
                 self.tasks.finish(task)
@@ -151,21 +153,12 @@ class LogicalUnit:
             return 0
         return row.data_out_length(self, task.cdb)
 
-    def refusal(self, error: ScsiError | StatusError) -> Result:
-        """A Result for an error, its sense data in the format that D_SENSE chooses."""
+    def _refusal(self, error: ScsiError | StatusError) -> Result:
         if isinstance(error, StatusError):
             return Result(error.status)
         self.statistics.check_conditions += 1
         sense = encode_sense(error, self.mode.descriptor_sense)
         return Result(Status.CHECK_CONDITION, sense=sense)
-
-    def not_ready(self) -> ScsiError:
-        """Why a stopped unit refuses to access its medium (SBC-4, START STOP UNIT)."""
-        if self.ejected:
-            return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
-        return ScsiError(
-            SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED
-        )
 
     # Events around the commands
 
@@ -183,7 +176,6 @@ class LogicalUnit:
 
     def reset(self, attention: Asc) -> None:
         """The state after a logical unit reset (SAM-6 clause 6.3.3); all nexuses hear of it."""
-        self.stopped = self.ejected  # a reset loads no medium
         self.reserved_by = None
         self.prevented_by.clear()
         self.mode.reset()
@@ -236,8 +228,8 @@ class LogicalUnit:
             and not (row.harmless and row.harmless(task.cdb))
         ):
             raise ReservationConflict
-        if self.stopped and not row.allowed_while_stopped:
-            raise self.not_ready()
+        if self.ejected and not row.allowed_while_ejected:
+            raise medium_not_present()
         if row.writes:
             if self.read_only:
                 raise ScsiError(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED)
@@ -264,23 +256,24 @@ class LogicalUnit:
         except TaskAborted:
             result = Result()  # never sent: `task.aborted` says so
         except Exception as error:
-            result = self._failure(error, task)
+            result = self.failure(error, task)
         finally:
             self.tasks.finish(task)
         if task.aborted and task.answer_aborted:
             return Result(Status.TASK_ABORTED)
         return result
 
-    def _failure(self, error: Exception, task: Task) -> Result:
+    def failure(self, error: Exception, task: Task) -> Result:
+        """The Result of a command that raised; anything unexpected is logged with its trace."""
         if isinstance(error, ScsiError | StatusError):
-            return self.refusal(error)
+            return self._refusal(error)
         if isinstance(error, StorageError):
             writing = self._find(task).access is Access.WRITES
-            return self.refusal(self.storage_failure(error, writing=writing))
+            return self._refusal(self.storage_failure(error, writing=writing))
         logger.error(
             "unexpected error in command %02Xh on %s", task.cdb[0], self.name, exc_info=error
         )
-        return self.refusal(ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))
+        return self._refusal(ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))
 
     def storage_failure(self, error: StorageError, *, writing: bool) -> ScsiError:
         """The sense data for a failed read or write of the store; counts and logs it."""

@@ -195,6 +195,8 @@ class BlockRanges:
         self._waiters.wake()
 
     def _is_behind_another(self, wanted: BlockRange) -> bool:
+        if not self.exclusive_count:
+            return False
         for other in self._ranges:
             if other is wanted:
                 return False

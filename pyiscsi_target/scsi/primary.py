@@ -1,14 +1,22 @@
 """Small commands about the unit itself: TEST UNIT READY, REQUEST SENSE, START STOP UNIT, PREVENT
 ALLOW MEDIUM REMOVAL (SPC-5, SBC-4).
 
-What a stopped unit refuses is decided by the gates in front of the handlers, not here.
+What a unit without medium refuses is decided by the gates in front of the handlers, not here.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .sense import Asc, ScsiError, SenseKey, encode_sense, invalid_cdb_field, no_sense
+from .sense import (
+    Asc,
+    ScsiError,
+    SenseKey,
+    encode_sense,
+    invalid_cdb_field,
+    medium_not_present,
+    no_sense,
+)
 from .task import Outcome, Result, Task
 
 if TYPE_CHECKING:
@@ -27,11 +35,11 @@ def test_unit_ready(lu: "LogicalUnit", task: Task) -> Result:
 
 
 def _sense_to_report(lu: "LogicalUnit", task: Task) -> ScsiError:
-    """A pending unit attention, else why the unit is not ready, else nothing."""
+    """A pending unit attention, else why it is not ready, else nothing."""
     attention = lu.attentions.take(task.nexus)
     if attention is not None:
         return ScsiError(SenseKey.UNIT_ATTENTION, attention)
-    return lu.not_ready() if lu.stopped else no_sense()
+    return medium_not_present() if lu.ejected else no_sense()
 
 
 def _sense_as_data(error: ScsiError, cdb: bytes) -> Result:
@@ -62,7 +70,7 @@ class _PowerCondition:
 
 
 # SBC-4, POWER CONDITION and POWER CONDITION MODIFIER fields. A disk that is a file is as quick in
-# standby as when active: conditions other than stopped matter only for what they flush.
+# standby as when active: the conditions matter only for what they flush.
 START_VALID = 0x0
 POWER_CONDITIONS: Mapping[int, _PowerCondition] = {
     0x1: _PowerCondition("ACTIVE", 0, flushes=False),
@@ -79,24 +87,14 @@ async def _flush(lu: "LogicalUnit") -> Result:
     return Result()
 
 
-async def _stop_after_flush(lu: "LogicalUnit", eject: bool) -> Result:
-    """Stop first, so that nothing new is cached behind the flush; go on where that fails."""
-    lu.stopped = True
+async def _eject_after_flush(lu: "LogicalUnit") -> Result:
+    """Eject first, so that nothing new is cached behind the flush; load again where that fails."""
+    lu.ejected = True
     try:
         await lu.store.flush()
     except BaseException:
-        lu.stopped = lu.ejected
+        lu.ejected = False
         raise
-    lu.ejected |= eject
-    return Result()
-
-
-def _stop(lu: "LogicalUnit", options: int, *, eject: bool) -> Outcome:
-    """Stop the unit, and take the medium out where `eject` says so."""
-    if not lu.stopped and not options & NO_FLUSH:
-        return _stop_after_flush(lu, eject)
-    lu.stopped = True
-    lu.ejected |= eject
     return Result()
 
 
@@ -105,7 +103,7 @@ def _load(lu: "LogicalUnit", task: Task) -> Result:
     if lu.ejected:
         asc = Asc.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED
         lu.attentions.establish_for_others(asc, but=task.nexus)
-    lu.ejected = lu.stopped = False
+    lu.ejected = False
     return Result()
 
 
@@ -117,17 +115,23 @@ def _eject_or_load(lu: "LogicalUnit", task: Task, options: int) -> Outcome:
         raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED)
     if options & START:
         return _load(lu, task)
-    return _stop(lu, options, eject=True)
+    if not lu.ejected and not options & NO_FLUSH:
+        return _eject_after_flush(lu)
+    lu.ejected = True
+    return Result()
 
 
 def _start_or_stop(lu: "LogicalUnit", options: int) -> Outcome:
-    """START STOP UNIT with LOEJ=0."""
-    if not options & START:
-        return _stop(lu, options, eject=False)
+    """START STOP UNIT with LOEJ=0.
+
+    A stop only flushes: there is no motor, and a node that shuts down must not take a shared disk
+    from the others.
+    """
     if lu.ejected:
-        raise lu.not_ready()
-    lu.stopped = False
-    return Result()
+        raise medium_not_present()
+    if options & (START | NO_FLUSH):
+        return Result()
+    return _flush(lu)
 
 
 def start_stop_unit(lu: "LogicalUnit", task: Task) -> Outcome:
@@ -146,7 +150,6 @@ def start_stop_unit(lu: "LogicalUnit", task: Task) -> Outcome:
         raise invalid_cdb_field(4, 7)
     if task.cdb[3] & 0x0F > condition.maximum_modifier:
         raise invalid_cdb_field(3, 3)
-    lu.stopped = lu.ejected  # these conditions leave the stopped one (SBC-4, power conditions)
     if condition.flushes and not options & NO_FLUSH:
         return _flush(lu)
     return Result()

@@ -6,7 +6,6 @@ themselves are the command table's `access` column; persistent reservations are 
 
 from typing import TYPE_CHECKING
 
-from .sense import ReservationConflict
 from .task import Result, Task
 
 if TYPE_CHECKING:
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
 
 
 def reserve(lu: "LogicalUnit", task: Task) -> Result:
-    """RESERVE(6) and (10); the holder may repeat it. Raises ReservationConflict."""
-    if lu.reserved_by not in (None, task.nexus):
-        raise ReservationConflict
+    """RESERVE(6) and (10); the holder may repeat it, for others the gates conflict."""
+    assert lu.reserved_by in (None, task.nexus)
     lu.reserved_by = task.nexus
     return Result()
 

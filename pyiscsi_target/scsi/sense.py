@@ -172,6 +172,11 @@ def parameter_list_length_error() -> ScsiError:
     return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.PARAMETER_LIST_LENGTH_ERROR)
 
 
+def medium_not_present() -> ScsiError:
+    """What a unit whose medium is ejected answers to commands that need it."""
+    return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
+
+
 def no_sense() -> ScsiError:
     """What REQUEST SENSE reports when there is nothing to report (SPC-5 clause 6.39)."""
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE_INFORMATION)

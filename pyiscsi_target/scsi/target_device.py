@@ -6,14 +6,16 @@ is. It keeps who is attached to what; it knows no command that a logical unit se
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from . import inquiry, primary, report_luns
 from .logical_unit import LogicalUnit
-from .sense import Asc, ScsiError, SenseKey, StatusError, encode_sense, no_sense
+from .sense import Asc, ScsiError, SenseKey, encode_sense, no_sense
 from .task import Nexus, Outcome, Result, Status, Task
 from .task_management import (
     ACTIONS,
+    Aborted,
     Scope,
     TaskManagementFunction,
     TaskManagementResponse,
@@ -104,6 +106,11 @@ class TargetDevice:
         for lu in self._attached.pop(nexus, set()):
             _leave(lu, nexus)
 
+    def abort_tasks(self, nexus: Nexus) -> None:
+        """Abort all that the nexus has under way, without an answer; the nexus lives on."""
+        for lu in self._attached.get(nexus, ()):
+            _abort(lu, nexus)
+
     def luns_changed(self, nexus: Nexus) -> None:
         """The nexus's LUN map is another one now; every logical unit in it says so (3Fh/0Eh)."""
         before = self._attached.get(nexus)
@@ -143,8 +150,8 @@ class TargetDevice:
             return 0  # `execute` refuses it
         try:
             return lu.data_out_length(task)
-        except (ScsiError, StatusError) as error:
-            return lu.refusal(error)
+        except Exception as error:
+            return lu.failure(error, task)
 
     def register(self, task: Task) -> None:
         """Data-out is solicited for the task: it takes its place in the task set from now on.
@@ -176,31 +183,43 @@ class TargetDevice:
 
     # Task management
 
-    async def manage(
+    def manage(
         self, function: TaskManagementFunction, nexus: Nexus, lun: int, tag: int = 0
-    ) -> TaskManagementResponse:
+    ) -> Coroutine[Any, Any, TaskManagementResponse]:
         """Carry out a task management function for a nexus (SAM-6 clause 7).
 
-        `tag` is the referenced task's. Answers when every task that it aborts has ended.
+        `tag` is the referenced task's. It takes effect at once, on the tasks that are there now;
+        the coroutine ends when every task that it aborted has ended.
         """
+        return _when_ended(*self._perform(function, nexus, lun, tag))
+
+    def _perform(
+        self, function: TaskManagementFunction, nexus: Nexus, lun: int, tag: int
+    ) -> tuple[TaskManagementResponse, Aborted]:
         action = ACTIONS.get(function)
         if action is None:
-            return _WITHOUT_ACTION.get(function, TaskManagementResponse.FUNCTION_NOT_SUPPORTED)
+            return _WITHOUT_ACTION.get(function, TaskManagementResponse.FUNCTION_NOT_SUPPORTED), []
         if action.scope is Scope.ALL_LUNS:
             units = list(dict.fromkeys(nexus.luns.values()))
         else:
             lu = nexus.luns.get(lun_number(lun))
             if lu is None:
-                return TaskManagementResponse.INCORRECT_LOGICAL_UNIT_NUMBER
+                return TaskManagementResponse.INCORRECT_LOGICAL_UNIT_NUMBER, []
             units = [lu]
         logger.info(
             "%s from %s on %s", function.name, nexus.initiator_name, [lu.name for lu in units]
         )
-        response = await perform(action, units, nexus, tag)
+        response, aborted = perform(action, units, nexus, tag)
         if function is TaskManagementFunction.I_T_NEXUS_RESET:
             self.detach(nexus, lost=True)
             self.attach(nexus)
-        return response
+        return response, aborted
+
+
+async def _when_ended(response: TaskManagementResponse, aborted: Aborted) -> TaskManagementResponse:
+    for lu, tasks in aborted:
+        await lu.tasks.ended(tasks)
+    return response
 
 
 # No ACA condition ever exists (NORMACA=0). QUERY ASYNC EVENT succeeds only where an asynchronous
@@ -215,6 +234,10 @@ def _refusal_without_unit(well_known: bool) -> ScsiError:
     return ScsiError(SenseKey.ILLEGAL_REQUEST, asc)
 
 
-def _leave(lu: LogicalUnit, nexus: Nexus) -> None:
+def _abort(lu: LogicalUnit, nexus: Nexus) -> None:
     lu.abort(lu.tasks.select(lambda task: task.nexus is nexus))
+
+
+def _leave(lu: LogicalUnit, nexus: Nexus) -> None:
+    _abort(lu, nexus)
     lu.detach(nexus)

@@ -107,23 +107,22 @@ def abort_tasks(lu: LogicalUnit, nexus: Nexus, action: Action, tag: int) -> list
     return picked
 
 
-async def perform(
+Aborted = list[tuple[LogicalUnit, list[Task]]]
+
+
+def perform(
     action: Action, units: list[LogicalUnit], nexus: Nexus, tag: int
-) -> TaskManagementResponse:
-    """Carry out a function on logical units; answers when all the tasks it aborted have ended."""
+) -> tuple[TaskManagementResponse, Aborted]:
+    """Carry out a function on logical units: the response, due when all that it aborted ended."""
     if not action.aborts:
         found = any(lu.tasks.select(lambda task: action.picks(nexus, task, tag)) for lu in units)
-        return (
-            TaskManagementResponse.FUNCTION_SUCCEEDED
-            if found
-            else TaskManagementResponse.FUNCTION_COMPLETE
-        )
+        if found:
+            return TaskManagementResponse.FUNCTION_SUCCEEDED, []
+        return TaskManagementResponse.FUNCTION_COMPLETE, []
     picked = [(lu, abort_tasks(lu, nexus, action, tag)) for lu in units]
     if action.must_find and not any(tasks for _, tasks in picked):
-        return TaskManagementResponse.TASK_DOES_NOT_EXIST
+        return TaskManagementResponse.TASK_DOES_NOT_EXIST, []
     if action.reset is not None:
         for lu in units:
             lu.reset(action.reset)
-    for lu, tasks in picked:
-        await lu.tasks.ended(tasks)
-    return TaskManagementResponse.FUNCTION_COMPLETE
+    return TaskManagementResponse.FUNCTION_COMPLETE, picked

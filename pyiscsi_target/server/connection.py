@@ -56,8 +56,8 @@ class ConnectionOwner(Protocol):
         """The session's connection is gone."""
         ...
 
-    def connection_closed(self, connection: "Connection") -> None:
-        """Nothing of the connection is left."""
+    def connection_ended(self, connection: "Connection", session: Session | None) -> None:
+        """Nothing of the connection is left, nor of its session."""
         ...
 
     def login_refused(self, status: LoginStatus) -> None:
@@ -107,6 +107,11 @@ class Connection:
         self._loop.add_reader(accepted, self._on_readable)
 
     @property
+    def listening(self) -> bool:
+        """Whether silence is the peer's: not while our own work keeps us from reading."""
+        return self._reading or self._writing
+
+    @property
     def logged_in(self) -> bool:
         return self._session is not None
 
@@ -127,7 +132,7 @@ class Connection:
         self.heard_at_s = self._loop.time()
         self._handle(engine.receive(length))
         engine.settle()
-        self._flush()
+        self._advance()
 
     def _handle(self, events: Iterable[Event]) -> None:
         """Act on events in order, as far as the bounds on memory allow."""
@@ -140,7 +145,7 @@ class Connection:
             if backlog or self._congested():
                 self._postpone(event)
             elif event.__class__ is Command:
-                self._execute(event)
+                self._execute(event)  # as in `_dispatch`: the hot path saves a call
             else:
                 self._HANDLERS[event.__class__](self, event)
 
@@ -148,30 +153,34 @@ class Connection:
         return self._unsent_length > UNSENT_LENGTH_MAX or self._pending_length > PENDING_LENGTH_MAX
 
     def _postpone(self, event: Event) -> None:
-        """Keep an event for later and read no more until then; its data must outlive the round."""
+        """Keep an event for later; its data must outlive the round."""
         if isinstance(event, Command):
             event.data = [bytes(piece) for piece in event.data]
         self._backlog.append(event)
-        self._stop_reading()
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._socket)
 
-    def _resume(self) -> None:
-        """Work off what was postponed; read again when nothing is left of it."""
-        while self._backlog and not self.closed and not self._congested():
-            event = self._backlog.popleft()
-            if isinstance(event, Command):
-                self._execute(event)
-            else:
-                self._HANDLERS[event.__class__](self, event)
-            if self._unsent_length > FLUSH_LENGTH:
+    def _advance(self) -> None:
+        """Send what is queued, work off what was postponed, read when nothing forbids it."""
+        self._flush()
+        while self._backlog and not (self.closed or self._congested()):
+            self._dispatch(self._backlog.popleft())
+            if self._unsent_length > FLUSH_LENGTH or not self._backlog:
                 self._flush()
-        if not (self._backlog or self._reading or self.closed or self.closing):
+        if self.closed or self.closing or self._backlog or self._congested():
+            self._stop_reading()
+        elif not self._reading:
             self._reading = True
             self._loop.add_reader(self._socket, self._on_readable)
+
+    def _dispatch(self, event: Event) -> None:
+        if event.__class__ is Command:
+            self._execute(event)
+        else:
+            self._HANDLERS[event.__class__](self, event)
 
     def _flush(self) -> None:
         """Send what is queued; once all has left, its memory is free again."""
@@ -183,6 +192,7 @@ class Connection:
             self.close(f"connection lost: {error.strerror or error}")
             return
         if not all_sent:
+            self._unsent_length = sum(map(len, self._engine.outgoing))
             if not self._writing:
                 self._writing = True
                 self._loop.add_writer(self._socket, self._on_writable)
@@ -195,12 +205,11 @@ class Connection:
             self.close("done")
 
     def _on_writable(self) -> None:
-        self._flush()
+        self.heard_at_s = self._loop.time()
+        self._advance()
         if not (self.closed or self._engine.outgoing):
             self._writing = False
             self._loop.remove_writer(self._socket)
-            self._resume()
-            self._flush()
 
     def _allocate(self, length: int) -> memoryview:
         """Memory for data-in that is queued in this round: part of the arena while it lasts."""
@@ -267,8 +276,7 @@ class Connection:
             self._engine.respond(
                 command, result.status, result.data, result.sense, result.data_out_length
             )
-        self._resume()
-        self._flush()
+        self._advance()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         running = self._loop.create_task(work)
@@ -322,6 +330,12 @@ class Connection:
         if function is None:
             self._engine.task_management_response(event, TaskManagementResponse.NOT_SUPPORTED)
             return
+        self._log(
+            logging.INFO,
+            "task_management",
+            function=function.name.lower(),
+            lun=f"{event.lun:016x}",
+        )
         performed = self._device.manage(function, self._nexus, event.lun, event.referenced_task_tag)
         self._run(self._answer_task_management(event, performed))
 
@@ -414,8 +428,8 @@ class Connection:
             self._flush()
 
     def request_logout(self, within_s: int) -> None:
-        """Ask the initiator to log out; end the connection if there is no session to leave."""
-        if self._session is None:
+        """Ask the initiator to log out; just end what has no commands (section 7.4.3)."""
+        if self._device is None:
             self.close("server stops")
             return
         self._engine.request_logout(within_s)
@@ -423,7 +437,7 @@ class Connection:
 
     def announce_drop(self) -> None:
         """Tell the initiator that the connection ends now."""
-        if self._session is not None and not self.closed:
+        if self._device is not None and not (self.closed or self.closing):
             self._engine.announce_drop()
             self._flush()
 
@@ -456,7 +470,7 @@ class Connection:
         own = asyncio.current_task()
         while running := self._running - {own}:
             await asyncio.wait(running)
-        self._owner.connection_closed(self)
+        self._owner.connection_ended(self, self._session)
 
     async def end(self, reason: str, *, nexus_lost: bool = True) -> None:
         """Close, and return when nothing of this connection runs any more."""

@@ -52,6 +52,7 @@ class PeerPolicy:
 
     def discovery_terms(self, initiator_name: str) -> Terms:
         """Discovery is open to all who pass its authentication; they see only what is theirs."""
+        _refuse_other_forms(initiator_name)
         return Terms(
             name=None,
             limits=DISCOVERY_LIMITS,
@@ -61,6 +62,7 @@ class PeerPolicy:
 
     def target_terms(self, initiator_name: str, target_name: str) -> Terms:
         """The terms of a target that admits the initiator. Raises LoginError."""
+        _refuse_other_forms(initiator_name)
         target = self._targets.get(target_name)
         if target is None:
             raise LoginError(LoginStatus.NOT_FOUND, f"no target {target_name}")
@@ -103,3 +105,9 @@ class PeerPolicy:
         if address.is_loopback and not arrival.is_loopback:
             return None
         return portal.endpoint
+
+
+def _refuse_other_forms(initiator_name: str) -> None:
+    """One initiator has one name: another spelling of it would be another nexus (RFC 3722)."""
+    if names.normalise(initiator_name) != initiator_name:
+        raise LoginError(LoginStatus.INITIATOR_ERROR, "InitiatorName is not in its normal form")

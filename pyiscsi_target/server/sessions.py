@@ -81,7 +81,6 @@ class SessionRegistry:
         kept = self._session_to_keep(agreement, key)
         while (old := self.by_key.get(key)) is not None:
             await old.connection.end("reinstated", nexus_lost=kept is None)
-            self._forget(old)
         session = Session(
             tsih=kept.tsih if kept is not None else self._new_tsih(agreement),
             agreement=agreement,
@@ -90,6 +89,8 @@ class SessionRegistry:
         if not connection.closed:
             self._attach(session, kept, address)
             self.by_tsih[session.tsih] = self.by_key[key] = session
+        elif kept is not None and kept.device is not None and kept.nexus is not None:
+            kept.device.detach(kept.nexus, lost=True)
         return session
 
     def _session_to_keep(self, agreement: Agreement, key: SessionKey) -> Session | None:
@@ -137,13 +138,19 @@ class SessionRegistry:
         session.device.attach(session.nexus)
 
     def close(self, session: Session, *, nexus_lost: bool) -> None:
-        """End a session: its nexus is gone, and so are the nexus's tasks."""
-        self._forget(session)
-        if session.device is not None and session.nexus is not None and nexus_lost:
-            session.device.detach(session.nexus, lost=True)
+        """The session's connection is closed: its tasks are aborted, and its nexus is gone.
 
-    def _forget(self, session: Session) -> None:
-        if self.by_tsih.get(session.tsih) is session:
-            del self.by_tsih[session.tsih]
+        Its key stays taken until `ended`, for what it had under way may still touch the disks.
+        """
+        self.by_tsih.pop(session.tsih, None)
+        if session.device is None or session.nexus is None:
+            return
+        if nexus_lost:
+            session.device.detach(session.nexus, lost=True)
+        else:
+            session.device.abort_tasks(session.nexus)
+
+    def ended(self, session: Session) -> None:
+        """Nothing of the session runs any more."""
         if self.by_key.get(session.key) is session:
             del self.by_key[session.key]

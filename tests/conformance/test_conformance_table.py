@@ -1,4 +1,4 @@
-"""CONFORMANCE.md names only code and tests that exist, and every conformance test is named in it."""
+"""CONFORMANCE.md names code and tests that exist, and every conformance test is named in it."""
 
 import importlib
 import re

@@ -16,7 +16,8 @@ async def test_11_5_1_target_cold_reset_ends_all_sessions_of_the_target(tmp_path
         assert response == TaskManagementResponse.FUNCTION_COMPLETE
         await peer.ended()
         await bystander.ended()
-        assert (await (await live.log_in()).ready()) is not None
+        again = await live.log_in()
+        assert (await again.command(bytes(6))).status == 0
 
 
 async def test_11_5_1_logical_unit_reset_leaves_sessions_alone(tmp_path: Path) -> None:

@@ -249,6 +249,17 @@ class TestTextOverManyPdus:
         assert answer[0].flags == transit(1, 3)
         assert sum(value == "NotUnderstood" for _, value in decode_pairs(collected)) == 240
 
+    def test_11_13_6_the_last_part_has_t_only_if_its_request_has(self) -> None:
+        peer = RawPeer()
+        offers = [(f"X-example.lab.{n}", "1") for n in range(240)]
+        text = encode_pairs([*names(), *offers[:120]]), encode_pairs(offers[120:])
+        peer.send(LoginRequest(flags=CONTINUE | OPERATIONAL_ONLY, isid=ISID, cmd_sn=1), text[0])
+        answer = peer.send(LoginRequest(flags=transit(1, 3), isid=ISID, cmd_sn=1), text[1])[0]
+        while answer[0].flags & CONTINUE:
+            answer = peer.login([], OPERATIONAL_ONLY)
+        assert answer[0].flags == OPERATIONAL_ONLY
+        assert peer.login([], transit(1, 3))[0].flags == transit(1, 3)
+
     def test_6_1_a_pair_is_not_cut_short(self) -> None:
         assert refused(RawPeer(), [*names(), ("-NotAKey", "1")]) == LoginStatus.INITIATOR_ERROR
 

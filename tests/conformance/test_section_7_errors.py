@@ -31,7 +31,7 @@ def logged_in(*keys: tuple[str, str]) -> RawPeer:
 
 def damaged(peer: RawPeer, pdu: Pdu, data: bytes, offset: int) -> bytes:
     """A PDU of which one byte changed on its way."""
-    whole = bytearray(frame(pdu, data, **peer.digests))
+    whole = bytearray(frame(pdu, data, b"", **peer.digests))
     whole[offset] ^= 1
     return bytes(whole)
 
@@ -173,7 +173,6 @@ class TestSequenceErrors:
     @pytest.mark.parametrize(
         "change",
         [
-            {"data_sn": 1},
             {"buffer_offset": 512},
             {"ttt_offset": 1},
             {"length": 1028},
@@ -193,6 +192,17 @@ class TestSequenceErrors:
         assert peer.closed
         assert isinstance(peer.target.events[-1], ConnectionFailed)
         assert not any(peer.target.disk.content[:1024])
+
+    def test_7_9_a_gap_in_data_sn_ends_the_task_once_all_of_it_came(self) -> None:
+        peer = logged_in()
+        ttt = self.r2t(peer)
+        assert peer.send(DataOut(flags=0, itt=1, ttt=ttt, data_sn=1), bytes(512)) == []
+        last = DataOut(flags=0x80, itt=1, ttt=ttt, data_sn=2, buffer_offset=512)
+        ((response, sense),) = peer.send(last, bytes(512))
+        assert isinstance(response, ScsiResponse)
+        assert response.status == 2
+        assert (sense[2 + 2], sense[2 + 12], sense[2 + 13]) == (0x0B, 0x47, 0x05)
+        assert not peer.closed
 
 
 class TestEarlyStatus:

@@ -144,8 +144,11 @@ def test_a_draining_server_takes_no_one_new(serve: Serve, tmp_path: Path) -> Non
     with raw_session(server.address, TARGET) as session:
         server.process.send_signal(signal.SIGTERM)
         assert session.receive().opcode == ASYNC_MESSAGE
-        with pytest.raises(OSError, match=r"(?i)refused|reset|closed"):
-            RawInitiator(server.address).login(TARGET)
+        with (
+            pytest.raises(OSError, match=r"(?i)refused|reset|closed"),
+            RawInitiator(server.address) as newcomer,
+        ):
+            newcomer.login(TARGET)
     assert server.process.wait() == 0
 
 

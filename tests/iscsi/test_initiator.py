@@ -236,13 +236,13 @@ class TestABrokenTarget:
     def test_stat_sn_out_of_sequence(self) -> None:
         pair = logged_in(Pair(settings(limits=Limits("None", "None"))))
         itt = pair.initiator.command(0, TEST_UNIT_READY)
-        stat_sn = pair.initiator.exp_stat_sn + 1
+        stat_sn = pair.initiator.writer.exp_stat_sn + 1
         (event,) = pair.initiator.receive(frame(ScsiResponse(itt=itt, stat_sn=stat_sn)))
         assert isinstance(event, TargetFailed)
         assert "StatSN" in str(event.error)
 
     def test_an_answer_that_nothing_asked_for(self) -> None:
         pair = logged_in(Pair(settings(limits=Limits("None", "None"))))
-        stat_sn = pair.initiator.exp_stat_sn
+        stat_sn = pair.initiator.writer.exp_stat_sn
         (event,) = pair.initiator.receive(frame(ScsiResponse(itt=77, stat_sn=stat_sn)))
         assert isinstance(event, TargetFailed)

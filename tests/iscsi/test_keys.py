@@ -77,7 +77,10 @@ YES_NO = [True, False]
 
 
 def negotiation(
-    offers: Mapping[str, Value] | None = None, *, discovery: bool = False, us: Sender = Sender.TARGET
+    offers: Mapping[str, Value] | None = None,
+    *,
+    discovery: bool = False,
+    us: Sender = Sender.TARGET,
 ) -> Negotiation:
     return Negotiation({**Limits().offers(), **(offers or {})}, Parameters(), us, discovery)
 
@@ -245,12 +248,17 @@ class TestDeclarations:
 
 
 class TestPlaces:
-    @pytest.mark.parametrize("phase", [SECURITY, OPERATIONAL, FULL_FEATURE])
-    @pytest.mark.parametrize("key", TABLE, ids=lambda key: key.name)
-    def test_a_key_in_the_wrong_phase_is_rejected(self, key: Key, phase: Phase) -> None:
-        if key.name in FROM_TARGET or phase & key.phase:
-            pytest.skip("a key where it belongs")
-        assert answer(key.name, "1", phase=phase) == REJECT
+    @pytest.mark.parametrize(
+        ("name", "phase"),
+        [
+            (key.name, phase)
+            for key in TABLE
+            for phase in (SECURITY, OPERATIONAL, FULL_FEATURE)
+            if not phase & key.phase
+        ],
+    )
+    def test_a_key_in_the_wrong_phase_is_rejected(self, name: str, phase: Phase) -> None:
+        assert answer(name, "1", phase=phase) == REJECT
 
     @pytest.mark.parametrize("name", sorted(FROM_TARGET))
     def test_a_key_from_the_wrong_side(self, name: str) -> None:

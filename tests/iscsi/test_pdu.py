@@ -333,9 +333,7 @@ def name_of(value: Any) -> str | None:
 
 @pytest.mark.parametrize(("pdu", "parts"), LAYOUTS, ids=name_of)
 class TestLayout:
-    def test_each_field_stands_where_the_rfc_puts_it(
-        self, pdu: Pdu, parts: dict[int, str]
-    ) -> None:
+    def test_each_field_stands_where_the_rfc_puts_it(self, pdu: Pdu, parts: dict[int, str]) -> None:
         assert pdu.pack().hex(" ", 4) == placed(parts).hex(" ", 4)
 
     def test_reserved_bytes_are_ignored(self, pdu: Pdu, parts: dict[int, str]) -> None:

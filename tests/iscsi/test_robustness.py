@@ -57,7 +57,7 @@ def pdus(draw: st.DrawFn) -> bytes:
     """A PDU whose lengths hold and whose fields may be anything."""
     opcode = draw(st.sampled_from(INITIATOR_OPCODES))
     kind: Any = BY_OPCODE[opcode]
-    fields = {
+    fields: dict[str, Any] = {
         name: draw(strategy)
         for name, strategy in FIELDS.items()
         if strategy is not None and name in kind.__match_args__

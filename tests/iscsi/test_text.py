@@ -126,7 +126,6 @@ class TestAssembler:
         with pytest.raises(ProtocolError):
             assembler.add(b"12345", more=False)
 
-    @pytest.mark.xfail(strict=True, reason="parts without data are kept without bound")
     def test_empty_parts_are_bounded_too(self) -> None:
         assembler = TextAssembler()
         with pytest.raises(ProtocolError):

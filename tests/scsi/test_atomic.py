@@ -84,6 +84,14 @@ def test_compare_and_write_needs_exactly_both_halves(blocks: int) -> None:
     assert result.status == Status.GOOD
 
 
+def test_maximum_compare_and_write_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAXIMUM_COMPARE_AND_WRITE_LENGTH", 2)
+    lu = make_disk()
+    result = run(lu, NEXUS, compare_and_write(0, 3), [bytes(6 * BLOCK)])
+    assert field_of(result) == (13, 7, True)
+    assert run(lu, NEXUS, compare_and_write(0, 2), [bytes(4 * BLOCK)]).status == Status.GOOD
+
+
 def test_compare_and_write_of_nothing() -> None:
     result = run(make_disk(), NEXUS, compare_and_write(0, 0))
     assert result.status == Status.GOOD

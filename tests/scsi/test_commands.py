@@ -36,7 +36,7 @@ def test_usage_map(row: Command) -> None:
 def test_what_writes_conflicts_with_reservations(row: Command) -> None:
     if row.writes:
         assert row.access is Access.WRITES
-        assert not row.allowed_while_stopped
+        assert not row.allowed_while_ejected
 
 
 @pytest.mark.parametrize("row", COMMANDS, ids=row_id)

@@ -23,7 +23,7 @@ WRITE = "2a 00 00000000 00 0001"
 CAPACITY = "25"
 NOT_READY = (
     SenseKey.NOT_READY,
-    Asc.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED,
+    Asc.MEDIUM_NOT_PRESENT,
 )
 
 
@@ -97,17 +97,17 @@ def test_a_new_size_is_told_to_all() -> None:
         assert run(lu, nexus, CAPACITY).data == bytes.fromhex("00000fff00000200")
 
 
-# Stopped, write protected
+# Ejected, write protected
 
 
-def test_a_stopped_unit_refuses_the_medium_only() -> None:
+def test_a_unit_without_medium_refuses_the_medium_only() -> None:
     lu = make_disk()
-    run(lu, ONE, "1b 00 00 00 00")
+    lu.ejected = True
     for cdb in (TEST_UNIT_READY, READ, CAPACITY, "35"):
         assert sense_of(run(lu, TWO, cdb)) == NOT_READY
     for cdb in (INQUIRY, REQUEST_SENSE, REPORT_LUNS, "1a 00 3f 00 ff", "16", "17"):
         assert run(lu, TWO, cdb).status == Status.GOOD
-    run(lu, ONE, "1b 00 00 00 01")
+    lu.ejected = False
     assert run(lu, TWO, READ).status == Status.GOOD
 
 

@@ -21,7 +21,6 @@ STOP = "1B 00 00 00 00 00"
 START = "1B 00 00 00 01 00"
 
 INVALID_CDB = (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
-STOPPED = (SenseKey.NOT_READY, Asc.LOGICAL_UNIT_NOT_READY_INITIALIZING_COMMAND_REQUIRED)
 
 
 def start_stop(lu: LogicalUnit, nexus: Nexus, options: int, *, modifier: int = 0) -> Result:
@@ -61,30 +60,26 @@ def test_request_sense_where_no_logical_unit_is() -> None:
     assert (data[2], data[12], data[13]) == (SenseKey.ILLEGAL_REQUEST, 0x25, 0x00)
 
 
-def test_stopping_flushes_and_starting_makes_ready_again() -> None:
+def test_a_stop_flushes_and_the_unit_stays_ready() -> None:
     lu, nexus = make_disk(), make_nexus()
     assert run(lu, nexus, STOP).status == Status.GOOD
     assert store_of(lu).flushes == 1
-    assert sense_of(run(lu, nexus, TEST_UNIT_READY)) == STOPPED
-    data = data_of(run(lu, nexus, REQUEST_SENSE))
-    assert (data[2], data[12], data[13]) == (SenseKey.NOT_READY, 0x04, 0x02)
-    assert run(lu, nexus, STOP).status == Status.GOOD
-    assert run(lu, nexus, START).status == Status.GOOD
     assert run(lu, nexus, TEST_UNIT_READY).status == Status.GOOD
+    assert data_of(run(lu, nexus, REQUEST_SENSE))[2] == SenseKey.NO_SENSE
+    assert run(lu, nexus, START).status == Status.GOOD
     assert store_of(lu).flushes == 1
 
 
 def test_no_flush_is_obeyed() -> None:
     lu, nexus = make_disk(), make_nexus()
     assert start_stop(lu, nexus, 0x04).status == Status.GOOD
-    assert (lu.stopped, store_of(lu).flushes) == (True, 0)
+    assert store_of(lu).flushes == 0
 
 
-def test_a_unit_whose_flush_fails_does_not_stop() -> None:
+def test_a_stop_whose_flush_fails_says_so() -> None:
     lu, nexus = make_disk(), make_nexus()
     store_of(lu).failing = True
     assert sense_of(run(lu, nexus, STOP))[0] is SenseKey.MEDIUM_ERROR
-    assert not lu.stopped
 
 
 @pytest.mark.parametrize(
@@ -95,15 +90,13 @@ def test_power_conditions(power_condition: int, modifiers: int, flushes: int) ->
     nexus = make_nexus()
     for modifier in range(16):
         lu = make_disk()
-        lu.stopped = True
         # LOEJ and START mean nothing beside a power condition.
         result = start_stop(lu, nexus, power_condition << 4 | 0x02, modifier=modifier)
         if modifier < modifiers:
-            assert (result.status, lu.stopped) == (Status.GOOD, False)
+            assert result.status == Status.GOOD
             assert store_of(lu).flushes == flushes
         else:
             assert field_of(result) == (3, 3, True)
-            assert lu.stopped
 
 
 def test_standby_obeys_no_flush() -> None:
@@ -125,7 +118,7 @@ def test_a_fixed_medium_cannot_be_ejected_or_loaded(options: int) -> None:
     result = start_stop(lu, make_nexus(), options)
     assert sense_of(result) == INVALID_CDB
     assert field_of(result) == (4, 1, True)
-    assert not lu.stopped
+    assert not lu.ejected
 
 
 EJECT, LOAD = 0x02, 0x03
@@ -165,7 +158,7 @@ def test_a_stopped_medium_can_be_ejected(removable: LogicalUnit) -> None:
 def test_a_medium_that_cannot_be_flushed_stays(removable: LogicalUnit) -> None:
     store_of(removable).failing = True
     assert sense_of(start_stop(removable, make_nexus(), EJECT))[0] is SenseKey.MEDIUM_ERROR
-    assert (removable.ejected, removable.stopped) == (False, False)
+    assert not removable.ejected
 
 
 def test_the_others_learn_of_a_loaded_medium(removable: LogicalUnit) -> None:

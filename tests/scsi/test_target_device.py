@@ -241,6 +241,14 @@ def test_data_out_length_refuses_what_must_not_run(nexus: Nexus) -> None:
     assert refusal.status == Status.RESERVATION_CONFLICT
 
 
+def test_data_out_length_does_not_raise_what_nobody_expected(nexus: Nexus) -> None:
+    device = attached(nexus)
+    nexus.luns[0].block_count = None  # type: ignore[assignment]
+    refusal = device.data_out_length(make_task(nexus, WRITE))
+    assert isinstance(refusal, Result)
+    assert sense_of(refusal) == (SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+
+
 def test_a_registered_task_is_in_the_task_set_until_it_finishes(nexus: Nexus) -> None:
     device = attached(nexus)
     task = make_task(nexus, WRITE)

@@ -183,11 +183,9 @@ async def test_a_target_reset_leaves_units_that_the_nexus_cannot_reach(bench: Be
     await bench.open_gate()
 
 
-async def test_a_reset_frees_reservations_and_starts_the_unit(bench: Bench) -> None:
+async def test_a_reset_frees_reservations(bench: Bench) -> None:
     bench.lu.reserved_by = bench.two
-    bench.lu.stopped = True
     bench.store.gate.set()
     await bench.device.manage(Function.LOGICAL_UNIT_RESET, bench.one, 0)
     assert bench.lu.reserved_by is None
-    assert not bench.lu.stopped
     await bench.open_gate()

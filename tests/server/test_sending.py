@@ -110,7 +110,7 @@ def test_a_lost_connection_is_an_error(ends: Ends) -> None:
 def test_one_plain_send_joins_no_more_than_its_share() -> None:
     ours, theirs = connected(PlainSocket)
     with ours, theirs:
-        sent = sender_of(ours)([bytes(10)] * 3 + [bytes(1 << 20)])
+        sent = sender_of(ours)([b"", bytes(10), bytes(10), bytes(1 << 20)])
         assert sent == PLAIN_SEND_LENGTH
 
 

@@ -25,6 +25,7 @@ from pyiscsi_target.iscsi.events import (
     LogoutRequested,
     SessionRequested,
     TaskManagementRequested,
+    TransferFailed,
     TransferRequested,
 )
 from pyiscsi_target.iscsi.framing import BufferPool
@@ -192,6 +193,8 @@ class Target:
                 self.closed = True
             case SessionRequested():
                 self._open_session(event)
+            case TransferFailed(command):
+                self.transfers = [each for each in self.transfers if each is not command]
             case TransferRequested(command):
                 self._solicit(command)
             case TaskManagementRequested():
