@@ -186,7 +186,8 @@ class Application:
     async def open_session(self, agreement: Agreement, connection: Connection) -> Session:
         """See `ConnectionOwner.open_session`."""
         session = await self._sessions.open(agreement, connection, connection.peer.address)
-        self._logins["accepted"] += 1
+        if not connection.closed:
+            self._logins["accepted"] += 1
         return session
 
     def session_closed(self, session: Session, *, nexus_lost: bool) -> None:

@@ -202,6 +202,14 @@ async def test_a_dead_peer_is_given_up(tmp_path: Path) -> None:
         assert live.app.sessions() == {}
 
 
+async def test_a_discovery_session_that_is_idle_is_ended(tmp_path: Path) -> None:
+    """It is not pinged (RFC 7143 section 7.4.3)."""
+    async with serving(config_of(tmp_path, server=SHORT), tmp_path) as live:
+        peer = await live.log_in(None)
+        await peer.take_all()
+        assert not peer.pings
+
+
 async def test_a_dead_peer_with_commands_in_flight(tmp_path: Path) -> None:
     async with serving(config_of(tmp_path, server=SHORT), tmp_path) as live:
         peer = await live.log_in()

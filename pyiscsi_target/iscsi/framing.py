@@ -61,6 +61,7 @@ class Framer:
     )
 
     def __init__(self, pool: BufferPool, max_segment_length: int) -> None:
+        assert pool.size_bytes > SMALL_REST_LENGTH, "a rest must leave room to receive"
         self._pool = pool
         self._start = 0
         self._end = 0
@@ -139,6 +140,8 @@ class Framer:
         """End the round: keep the unfinished PDU, give back memory where possible."""
         if self.memory is _NO_MEMORY:
             return
+        if self.broken is not None:
+            self._start = self._end  # nothing of it can be framed any more
         memory, start, end = self.memory, self._start, self._end
         if end - start <= SMALL_REST_LENGTH:
             self._rest = bytes(memory[start:end])

@@ -277,11 +277,11 @@ class Negotiation:
         key = KEYS.get(name)
         if key is None:
             return NOT_UNDERSTOOD
+        if text in RESERVED_ANSWERS:
+            raise ProtocolError(f"{name}={text} answers nothing that was offered")
         if self.us is key.sender or not phase & key.phase:
             return REJECT
         self._seen.add(name)
-        if text in RESERVED_ANSWERS:
-            raise ProtocolError(f"{name}={text} answers nothing that was offered")
         try:
             value = key.parse(text)
         except ValueError as error:

@@ -31,6 +31,7 @@ TRANSITIONS: dict[Stage, frozenset[Stage]] = {
 }
 PHASE_OF = {Stage.SECURITY: Phase.SECURITY, Stage.OPERATIONAL: Phase.OPERATIONAL}
 AUTHENTICATION_KEYS = frozenset({"CHAP_A", "CHAP_I", "CHAP_C", "CHAP_N", "CHAP_R"})
+FIRST_KEYS = frozenset({"InitiatorName", "TargetName", "SessionType"})
 DISCOVERY = "Discovery"
 
 
@@ -128,6 +129,7 @@ class TargetLogin:
         """The reply to one request. Raises ProtocolError, whose status is the answer."""
         self._check_header(request)
         if self._unsent:
+            self._last_flags &= request.flags | ~TRANSIT
             return self._continue_reply(request, data)
         more = bool(request.flags & CONTINUE)
         if more and request.flags & TRANSIT:
@@ -166,6 +168,8 @@ class TargetLogin:
         if self._terms is None:
             self._identify(dict(pairs))
         assert self._negotiation is not None
+        if self._negotiation.declared and self._too_late(pairs):
+            raise LoginError(LoginStatus.INITIATOR_ERROR, "who asks for what comes first")
         if self.stage is Stage.SECURITY:
             pairs, answers = self._security(pairs)
         elif not self._authenticated:
@@ -175,6 +179,11 @@ class TargetLogin:
         self._last_flags = self._transition(request)
         self._unsent = encode_pairs(answers)
         return self._continue_reply(request, b"")
+
+    def _too_late(self, pairs: Pairs) -> bool:
+        """Whether a later request declares what belongs into the first (sections 13.4, 13.21)."""
+        assert self._negotiation is not None
+        return any(name in FIRST_KEYS - self._negotiation.declared.keys() for name, _ in pairs)
 
     def _identify(self, pairs: dict[str, str]) -> None:
         """The first request says who asks for what (section 6.3.1)."""
@@ -284,7 +293,7 @@ class TargetLogin:
         chunk, self._unsent = self._unsent[:length], self._unsent[length:]
         if self._unsent:
             return Reply(CONTINUE | self.stage << 2, chunk)
-        if not self._last_flags & request.flags & TRANSIT:
+        if not self._last_flags & TRANSIT:
             return Reply(self.stage << 2, chunk)
         self.stage = Stage(self._last_flags & 3)
         if self.stage is not Stage.FULL_FEATURE:

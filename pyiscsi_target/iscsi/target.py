@@ -70,6 +70,7 @@ from .transfer import (
 
 CHECK_CONDITION = 0x02  # the SCSI status that the transport's own errors carry
 ALL_FRAMES = 1 << 30
+IMMEDIATE_MAX = 32  # immediate commands that may be outstanding: the window does not bound them
 
 _READ = int(CommandFlag.READ)
 _WRITE = int(CommandFlag.WRITE)
@@ -113,6 +114,8 @@ class TargetConnection:
     def receive(self, length: int) -> list[Event]:
         """Take in `length` bytes that stand where `writable` said; what they mean, in order."""
         events: list[Event] = []
+        if self._stopped:
+            return events
         self._events = events
         framer = self._framer
         framer.received(length)
@@ -209,6 +212,7 @@ class TargetConnection:
             and cmd_sn != window.limit
             and not window.early
             and itt not in self._commands
+            and itt != RESERVED_TAG
         ):
             direction = flags & _DIRECTION_AND_FINAL
             if not lengths and not direction & _WRITE:
@@ -239,6 +243,9 @@ class TargetConnection:
             return
         if opcode & IMMEDIATE:
             command.credit = 0
+            if sum(not other.credit for other in self._commands.values()) >= IMMEDIATE_MAX:
+                self._reject(RejectReason.IMMEDIATE_COMMAND_REJECT, position)
+                return
         elif not self._writer.window.admits(command.cmd_sn):
             return
         if command.itt in self._commands or command.itt == RESERVED_TAG:
@@ -249,12 +256,15 @@ class TargetConnection:
         refusal = self._accept_data(command, data)
         early = not opcode & IMMEDIATE and command.cmd_sn != self._writer.window.expected
         if early:
+            command.credit = 0  # until its turn comes
             command.data = [bytes(piece) for piece in command.data]
         registered = command.transfer is not None or early
         if registered:
             self._commands[command.itt] = command
         self._in_order(
-            opcode, command.cmd_sn, partial(self._deliver_command, command, refusal, registered)
+            opcode,
+            command.cmd_sn,
+            partial(self._deliver_command, command, opcode, refusal, registered),
         )
 
     def _accept_data(self, command: Command, data: memoryview | None) -> bytes:
@@ -288,9 +298,13 @@ class TargetConnection:
             return INCORRECT_AMOUNT_OF_DATA
         return b""
 
-    def _deliver_command(self, command: Command, refusal: bytes, registered: bool) -> None:
+    def _deliver_command(
+        self, command: Command, opcode: int, refusal: bytes, registered: bool
+    ) -> None:
+        command.credit = 0 if opcode & IMMEDIATE else 1
         if registered and self._commands.get(command.itt) is not command:
-            return  # aborted while it waited for its turn
+            self._writer.window.complete(command.credit)  # aborted while it waited for its turn
+            return
         if refusal:
             self.respond(command, CHECK_CONDITION, sense=refusal, data_out_length=0)
         elif command.transfer is not None:
@@ -348,6 +362,8 @@ class TargetConnection:
 
     def _fail_transfer(self, command: Command, transfer: Transfer, flags: int) -> None:
         """Data is missing, and level 0 has no recovery: end the command (sections 7.8, 7.9)."""
+        if command.cmd_sn in self._writer.window.early:
+            raise ProtocolError("data is missing of a command whose turn has not come")
         self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
         self._events.append(TransferFailed(command))
         self._discard(transfer, flags)
@@ -381,7 +397,7 @@ class TargetConnection:
             )  # it waits for the sequences that are open (section 11.4.2)
             self._send_r2ts()
             return
-        self._commands.pop(command.itt, None)
+        self._forget(command)
         self._writer.respond(command, status, data, sense, data_out_length)
 
     def _end_early(
@@ -397,10 +413,14 @@ class TargetConnection:
 
     def drop(self, command: Command) -> None:
         """End an aborted command without an answer; what still comes for it is discarded."""
-        self._commands.pop(command.itt, None)
-        self._transfers.remove(command)
+        self._forget(command)
         self._writer.window.complete(command.credit)
         self._send_r2ts()
+
+    def _forget(self, command: Command) -> None:
+        if self._commands.get(command.itt) is command:
+            del self._commands[command.itt]
+        self._transfers.remove(command)
 
     def command_of(self, itt: int) -> Command | None:
         """The unanswered command with this tag."""
@@ -440,7 +460,7 @@ class TargetConnection:
             and request.ref_cmd_sn != request.cmd_sn
             and window.admits(request.ref_cmd_sn)
         ):
-            window.deliver(request.ref_cmd_sn, _nothing)  # it counts as received: 11.5.1
+            window.deliver(request.ref_cmd_sn, partial(window.complete, 1))  # section 11.6.1
             answer = TaskManagementResponse.FUNCTION_COMPLETE
         if answer is None:
             self._management.add(request.itt)
@@ -587,7 +607,3 @@ class TargetConnection:
 
 
 _Reader = Callable[[TargetConnection, int, memoryview | None, bytes], None]
-
-
-def _nothing() -> None:
-    """What a CmdSN that counts as received does."""

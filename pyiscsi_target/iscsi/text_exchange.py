@@ -3,6 +3,8 @@
 RFC 7143 sections 11.10 and 11.11 and appendix C. One exchange at a time on a connection.
 """
 
+from dataclasses import replace
+
 from .constants import CONTINUE, FINAL, RESERVED_TAG, RejectReason
 from .keys import REJECT, Negotiation, Phase, Sender
 from .login import Agreement, LoginPolicy
@@ -55,15 +57,18 @@ class TextExchange:
 
     def _answer(self, pairs: Pairs) -> Pairs:
         wishes = [value for name, value in pairs if name == "SendTargets"]
+        if len(wishes) > 1:
+            raise ProtocolError("SendTargets is there twice")
         rest = [pair for pair in pairs if pair[0] != "SendTargets"]
         agreement = self._agreement
         negotiation = Negotiation(
             agreement.terms.limits.offers(),
-            agreement.parameters,
+            replace(agreement.parameters),  # a negotiation that fails changes nothing
             Sender.TARGET,
             agreement.discovery,
         )
         answers = negotiation.answer(rest, Phase.FULL_FEATURE)
+        agreement.parameters = negotiation.parameters
         self._writer.limit_lengths(
             agreement.parameters.max_send_data_segment_length,
             agreement.parameters.max_burst_length,

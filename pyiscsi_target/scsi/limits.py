@@ -20,10 +20,6 @@ MAXIMUM_UNMAP_BLOCK_DESCRIPTOR_COUNT = 256
 # work behind a single status, well under an initiator's time-out on a slow disk.
 MAXIMUM_WRITE_SAME_LENGTH_BYTES = MAXIMUM_TRANSFER_LENGTH_BYTES
 
-# WRITE SAME with a NUMBER OF LOGICAL BLOCKS of zero would mean "to the end of the disk", which the
-# maximum above forbids on most disks: refused on all of them (WSNZ=1).
-WRITE_SAME_NON_ZERO = True
-
 # An atomic write holds the range against all others and is one write to the host; 1 MiB is as
 # far as a burst reaches. Alignment and granularity: one block.
 MAXIMUM_ATOMIC_TRANSFER_LENGTH_BYTES = 1 << 20

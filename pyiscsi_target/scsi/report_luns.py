@@ -64,13 +64,14 @@ def report_luns(lu: "LogicalUnit | None", task: Task) -> Result:
     """REPORT LUNS; `lu` is None where the LUN has no logical unit.
 
     The nexus learns what REPORTED LUNS DATA HAS CHANGED would have told it, so that condition is
-    cleared (SPC-5, REPORT LUNS command). Raises ScsiError for a reserved SELECT REPORT value.
+    cleared in every logical unit of the nexus, whichever was asked (SAM-6, Unit attention
+    conditions). Raises ScsiError for a reserved SELECT REPORT value.
     """
     cdb = task.cdb
     select = SELECT_REPORT.get(cdb[2])
     if select is None:
         raise invalid_cdb_field(2, 7)
-    if lu is not None:
-        lu.attentions.clear(task.nexus, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+    for unit in task.nexus.luns.values():
+        unit.attentions.clear(task.nexus, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
     allocation_length = int.from_bytes(cdb[6:10], "big")
     return Result(data=_encode(select(task.nexus))[:allocation_length])

@@ -4,7 +4,6 @@ Decodes LUNs, finds the logical unit in the nexus's own LUN map and answers for 
 is. It keeps who is attached to what; it knows no command that a logical unit serves.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -21,8 +20,6 @@ from .task_management import (
     TaskManagementResponse,
     perform,
 )
-
-logger = logging.getLogger(__name__)
 
 _SINGLE_LEVEL = 0x0000_FFFF_FFFF_FFFF  # the three lower levels, zero in a single level LUN
 _PERIPHERAL_MAX = 0x00FF
@@ -206,9 +203,6 @@ class TargetDevice:
             if lu is None:
                 return TaskManagementResponse.INCORRECT_LOGICAL_UNIT_NUMBER, []
             units = [lu]
-        logger.info(
-            "%s from %s on %s", function.name, nexus.initiator_name, [lu.name for lu in units]
-        )
         response, aborted = perform(action, units, nexus, tag)
         if function is TaskManagementFunction.I_T_NEXUS_RESET:
             self.detach(nexus, lost=True)

@@ -263,7 +263,7 @@ def _block_limits(lu: "LogicalUnit", nexus: "Nexus") -> bytes:
     boundary = limits.MAXIMUM_ATOMIC_TRANSFER_LENGTH_WITH_ATOMIC_BOUNDARY
     content: bytes = BLOCK_LIMITS.build(
         {
-            "flags": {"wsnz": limits.WRITE_SAME_NON_ZERO},
+            "flags": {"wsnz": False},  # zero blocks reach to the end of the medium
             "maximum_compare_and_write_length": limits.MAXIMUM_COMPARE_AND_WRITE_LENGTH,
             "optimal_transfer_length_granularity": (
                 max(lu.settings.physical_block_size // block_size, 1)

@@ -24,28 +24,40 @@ NDOB = 0x01  # no data-out buffer: zeroes; WRITE SAME(10) has no such bit
 
 def write_same_length(lu: "LogicalUnit", cdb: bytes) -> int:
     """Bytes of data-out: one block, or none with NDOB=1. Raises ScsiError for a bad CDB."""
+    _extent(lu, cdb)
+    return _data_length(lu, cdb)
+
+
+def _data_length(lu: "LogicalUnit", cdb: bytes) -> int:
+    return 0 if cdb[1] & NDOB else lu.block_size
+
+
+def _extent(lu: "LogicalUnit", cdb: bytes) -> tuple[int, int]:
+    """The LBA and the number of blocks to write. Raises ScsiError for a bad CDB.
+
+    A NUMBER OF LOGICAL BLOCKS of zero means all blocks from the LBA to the end of the medium, so
+    there must be one (WSNZ=0; SBC-4 clauses 5.52 and 6.6.4).
+    """
     lba, blocks = decode_extent(cdb)
-    if lba + blocks > lu.block_count:
+    if lba + max(blocks, 1) > lu.block_count:
         raise lba_out_of_range()
-    if not blocks and limits.WRITE_SAME_NON_ZERO:
-        raise too_many_blocks(cdb)
+    blocks = blocks or lu.block_count - lba
     if blocks * lu.block_size > limits.MAXIMUM_WRITE_SAME_LENGTH_BYTES:
         raise too_many_blocks(cdb)
     if cdb[1] & UNMAP and not lu.thin:
         raise invalid_cdb_field(1, 3)
-    return 0 if cdb[1] & NDOB else lu.block_size
+    return lba, blocks
 
 
 def write_same(lu: "LogicalUnit", task: Task) -> Outcome:
     """WRITE SAME(10) and (16)."""
-    length = write_same_length(lu, task.cdb)
-    if sum(map(len, task.data_out)) != length:
+    lba, blocks = _extent(lu, task.cdb)
+    if sum(map(len, task.data_out)) != _data_length(lu, task.cdb):
         raise wrong_data_out_length()
-    return _write_same(lu, task, length)
+    return _write_same(lu, task, lba, blocks)
 
 
-async def _write_same(lu: "LogicalUnit", task: Task, length: int) -> Result:
-    lba, blocks = decode_extent(task.cdb)
+async def _write_same(lu: "LogicalUnit", task: Task, lba: int, blocks: int) -> Result:
     size = lu.block_size
     lu.statistics.write_commands += 1
     lu.statistics.write_bytes += blocks * size
@@ -60,7 +72,7 @@ async def _write_same(lu: "LogicalUnit", task: Task, length: int) -> Result:
             await lu.store.write_zeroes(lba * size, blocks * size)
         if not lu.mode.write_cache_enabled:
             await flush(lu)
-    return Result(data_out_length=length)
+    return Result(data_out_length=_data_length(lu, task.cdb))
 
 
 async def _repeat(lu: "LogicalUnit", task: Task, lba: int, blocks: int, pattern: bytes) -> None:

@@ -41,6 +41,7 @@ ARENA_LENGTH = 2 * 1024 * 1024  # bytes for the data-in of one wake-up
 FLUSH_LENGTH = 1024 * 1024  # bytes of data-in after which answers leave within a wake-up
 UNSENT_LENGTH_MAX = 8 * 1024 * 1024  # bytes queued above which nothing more is executed
 PENDING_LENGTH_MAX = 64 * 1024 * 1024  # bytes of commands under way, likewise
+BACKLOG_MAX = 1024  # events kept for later above which nothing more is read
 
 _log = logging.getLogger(__name__)
 
@@ -118,9 +119,8 @@ class Connection:
     # The socket
 
     def _on_readable(self) -> None:
-        engine = self._engine
         try:
-            length = self._socket.recv_into(engine.writable())
+            length = self._socket.recv_into(self._engine.writable())
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -130,9 +130,17 @@ class Connection:
             self.close("closed by the initiator")
             return
         self.heard_at_s = self._loop.time()
-        self._handle(engine.receive(length))
-        engine.settle()
-        self._advance()
+        try:
+            self._handle(self._engine.receive(length))
+            self._engine.settle()
+            self._advance()
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """A fault of our own: it costs this connection, and no other."""
+        log_event(_log, logging.ERROR, "internal_error", peer=self.peer, exc=error)
+        self.close("internal error")
 
     def _handle(self, events: Iterable[Event]) -> None:
         """Act on events in order, as far as the bounds on memory allow."""
@@ -142,7 +150,9 @@ class Connection:
                 self._flush()
             if self.closed:
                 return
-            if backlog or self._congested():
+            if event.__class__ is Command and event.transfer is not None:
+                self._execute(event)  # its place is taken and its data here: others wait for it
+            elif backlog or self._congested():
                 self._postpone(event)
             elif event.__class__ is Command:
                 self._execute(event)  # as in `_dispatch`: the hot path saves a call
@@ -150,6 +160,7 @@ class Connection:
                 self._HANDLERS[event.__class__](self, event)
 
     def _congested(self) -> bool:
+        """Whether no new command may begin."""
         return self._unsent_length > UNSENT_LENGTH_MAX or self._pending_length > PENDING_LENGTH_MAX
 
     def _postpone(self, event: Event) -> None:
@@ -170,10 +181,18 @@ class Connection:
             self._dispatch(self._backlog.popleft())
             if self._unsent_length > FLUSH_LENGTH or not self._backlog:
                 self._flush()
-        if self.closed or self.closing or self._backlog or self._congested():
+        if (
+            self.closed
+            or self.closing
+            or self._unsent_length > UNSENT_LENGTH_MAX
+            or len(self._backlog) > BACKLOG_MAX
+        ):
             self._stop_reading()
         elif not self._reading:
             self._reading = True
+            self.heard_at_s = self._loop.time()
+            if self.pinged_at_s is not None:
+                self.pinged_at_s = self.heard_at_s
             self._loop.add_reader(self._socket, self._on_readable)
 
     def _dispatch(self, event: Event) -> None:
@@ -206,7 +225,10 @@ class Connection:
 
     def _on_writable(self) -> None:
         self.heard_at_s = self._loop.time()
-        self._advance()
+        try:
+            self._advance()
+        except Exception as error:
+            self._fail(error)
         if not (self.closed or self._engine.outgoing):
             self._writing = False
             self._loop.remove_writer(self._socket)
@@ -267,7 +289,7 @@ class Connection:
         result = await outcome
         self._pending_length -= command.expected_length
         self._tasks.pop(command.itt, None)
-        if self.closed:
+        if self.closed or self.closing:
             return
         if task.aborted:
             self._end_aborted(command, task)
@@ -286,8 +308,7 @@ class Connection:
     def _ran(self, finished: asyncio.Task[None]) -> None:
         self._running.discard(finished)
         if not finished.cancelled() and (error := finished.exception()) is not None:
-            log_event(_log, logging.ERROR, "internal_error", peer=self.peer, exc=error)
-            self.close("internal error")
+            self._fail(error)
 
     def _on_transfer_requested(self, event: TransferRequested) -> None:
         """Ask the device server how much data a command takes, before soliciting any."""
@@ -310,6 +331,7 @@ class Connection:
         if task is not None and self._engine.command_of(command.itt) is command:
             del self._tasks[command.itt]
             self._end_aborted(command, task)
+            self._loop.call_soon(self._advance)  # another session may have aborted it
 
     def _end_aborted(self, command: Command, task: Task) -> None:
         """No answer to an aborted command, but with TAS=1 when another nexus aborted it."""
@@ -343,7 +365,7 @@ class Connection:
         self, event: TaskManagementRequested, performed: Coroutine[Any, Any, Response]
     ) -> None:
         response = await performed
-        if not self.closed:
+        if not (self.closed or self.closing):
             self._engine.task_management_response(event, RESPONSES[response])
             self._flush()
         if event.function == TaskManagement.TARGET_COLD_RESET:
@@ -431,6 +453,7 @@ class Connection:
         """Ask the initiator to log out; just end what has no commands (section 7.4.3)."""
         if self._device is None:
             self.close("server stops")
+        if self.closed or self.closing:
             return
         self._engine.request_logout(within_s)
         self._flush()

@@ -1,7 +1,6 @@
 """Listening sockets: accept, bound the number of connections, watch over silent ones."""
 
 import asyncio
-import errno
 import logging
 import socket
 from collections import Counter
@@ -100,13 +99,15 @@ class PortalListener:
                 return
             except OSError as error:
                 log_event(_log, logging.ERROR, "accept_failed", reason=error.strerror)
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause()
+                self._pause()
                 return
-            self._admit(accepted, remote)
+            try:
+                self._admit(accepted, remote)
+            except OSError:  # the peer is gone already
+                accepted.close()
 
     def _pause(self) -> None:
-        """Out of descriptors: the listening socket stays readable, so look away for a while."""
+        """As when out of descriptors: the socket stays readable, so look away for a while."""
         self._loop.remove_reader(self._socket)
         self._loop.call_later(1.0, self._look_again)
 
@@ -121,10 +122,10 @@ class PortalListener:
             local_address=accepted.getsockname()[0],
             portal=self.portal,
         )
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if not self._limits.admit(peer.address):
             log_event(_log, logging.WARNING, "connection_refused", peer=peer, reason="too many")
             accepted.close()
             return
-        accepted.setblocking(False)
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._make_connection(accepted, peer)

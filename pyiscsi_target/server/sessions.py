@@ -81,6 +81,7 @@ class SessionRegistry:
         kept = self._session_to_keep(agreement, key)
         while (old := self.by_key.get(key)) is not None:
             await old.connection.end("reinstated", nexus_lost=kept is None)
+            self.ended(old)
         session = Session(
             tsih=kept.tsih if kept is not None else self._new_tsih(agreement),
             agreement=agreement,

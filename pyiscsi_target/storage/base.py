@@ -59,7 +59,8 @@ class Extent:
 class Capabilities:
     """What a store can do, declared once at open.
 
-    `deallocate_granularity_bytes` is 0 where `deallocate` only writes zeroes.
+    `deallocate_granularity_bytes` is 0 where `deallocate` only writes zeroes; it is a property of
+    the medium, the same whether the store may be written or not.
     """
 
     read_only: bool = False

@@ -4,11 +4,12 @@ A filter passes everything on except for what it is there to change. It must not
 store it wears.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 
 from .base import BackingStore, Buffer, Extent, StorageError, StorageFault
+from .workers import Workers
 
 
 class FilterStore(BackingStore):
@@ -53,26 +54,29 @@ class FilterStore(BackingStore):
 
 
 class DelayStore(FilterStore):
-    """A disk that takes `delay_s` for every read and write, however many are under way.
+    """A disk that blocks for `delay_s` in every read and write.
 
-    Nothing is ever answered at once, and waiting holds no thread. `sleep` is for tests.
+    It sleeps in threads of its own, as calls of a disk that hangs would, so only so many delays
+    pass side by side. Nothing is ever answered at once. `name` is for messages, `sleep` for tests.
     """
 
     def __init__(
         self,
         inner: BackingStore,
         delay_s: float,
-        sleep: Callable[[float], Awaitable[None]] | None = None,
+        name: str = "delay",
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(inner)
         self._delay_s = delay_s
-        self._sleep = sleep or asyncio.sleep
+        self._sleep = sleep
+        self._workers = Workers(name)
 
     def read_now(self, offset_bytes: int, into: memoryview) -> bool:
         return False
 
     async def read(self, offset_bytes: int, into: memoryview) -> None:
-        await self._sleep(self._delay_s)
+        await self._workers.run(self._sleep, self._delay_s)
         if not self.inner.read_now(offset_bytes, into):
             await self.inner.read(offset_bytes, into)
 
@@ -82,9 +86,13 @@ class DelayStore(FilterStore):
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
     ) -> None:
-        await self._sleep(self._delay_s)
+        await self._workers.run(self._sleep, self._delay_s)
         if durable or not self.inner.write_now(offset_bytes, data):
             await self.inner.write(offset_bytes, data, durable=durable)
+
+    async def close(self) -> None:
+        await self._workers.close()
+        await self.inner.close()
 
 
 class Operation(Enum):

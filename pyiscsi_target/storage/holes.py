@@ -57,13 +57,16 @@ def allocate_mode(fd: int, mode: int, offset_bytes: int, length_bytes: int) -> b
 
 
 def can_punch(fd: int, size_bytes: int) -> bool:
-    """Whether the file (not block device) takes holes: tried harmlessly, behind its end."""
+    """Whether the file (not block device) takes holes: tried harmlessly, behind its end.
+
+    A file that is open for reading alone cannot be asked, and most file systems take them.
+    """
     unit = 1 << 20
     behind = -(-size_bytes // unit) * unit
     try:
         return allocate_mode(fd, PUNCH, behind, unit)
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno == errno.EBADF
 
 
 def data_runs(fd: int, start_bytes: int, end_bytes: int) -> Iterator[tuple[int, int]]:

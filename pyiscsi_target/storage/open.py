@@ -3,7 +3,7 @@
     disks/data.img          a file; relative to the configuration file; created sparse when missing
     /dev/vg0/data           a block device
     ram:                    memory; its content dies with the process
-    delay:50ms:PATH         PATH on a slow disk: every read and write takes 50 ms longer
+    delay:50ms:PATH         PATH on a slow disk: every read and write first blocks for 50 ms
     error:1/100:PATH        PATH on a bad disk: every hundredth read or write fails
 
 A file whose name begins like a scheme is reached as `./delay:x`. What a file holds is never guessed
@@ -98,7 +98,7 @@ def _open_delayed(path: str, argument: str, rest: str, request: DiskRequest) -> 
     match = re.fullmatch(r"(\d+)ms", argument)
     if match is None:
         raise _invalid(path, f"the delay {argument!r} is not like '50ms'")
-    return DelayStore(_open(rest, request), int(match[1]) / 1000)
+    return DelayStore(_open(rest, request), int(match[1]) / 1000, path)
 
 
 def _open_erring(path: str, argument: str, rest: str, request: DiskRequest) -> BackingStore:
@@ -238,7 +238,7 @@ def _file_capabilities(
     fd: int, size_bytes: int, request: DiskRequest, *, volatile: bool = False
 ) -> Capabilities:
     preferred = getattr(os.fstat(fd), "st_blksize", PREFERRED_BLOCK_BYTES)
-    punches = not request.read_only and can_punch(fd, size_bytes)
+    punches = can_punch(fd, size_bytes)
     return Capabilities(
         read_only=request.read_only,
         volatile=volatile,
@@ -249,10 +249,9 @@ def _file_capabilities(
 
 
 def _device_capabilities(fd: int, request: DiskRequest) -> Capabilities:
-    granularity = 0 if request.read_only else discard_granularity_bytes(fd)
     return Capabilities(
         read_only=request.read_only,
-        deallocate_granularity_bytes=granularity,
+        deallocate_granularity_bytes=discard_granularity_bytes(fd),
         physical_block_bytes=max(physical_block_bytes(fd), request.block_size),
         logical_block_bytes=logical_block_bytes(fd),
     )

@@ -233,7 +233,7 @@ class TestTextOverManyPdus:
 
     def test_11_13_7_a_long_answer_comes_in_parts(self) -> None:
         peer = RawPeer()
-        offers = [(f"X-example.lab.{n}", "1") for n in range(240)]
+        offers = [(f"X-example.lab.continued.{n}", "1") for n in range(240)]
         text = encode_pairs([*names(), *offers[:120]]), encode_pairs(offers[120:])
         answer = peer.send(
             LoginRequest(flags=CONTINUE | OPERATIONAL_ONLY, isid=ISID, cmd_sn=1), text[0]
@@ -251,7 +251,7 @@ class TestTextOverManyPdus:
 
     def test_11_13_6_the_last_part_has_t_only_if_its_request_has(self) -> None:
         peer = RawPeer()
-        offers = [(f"X-example.lab.{n}", "1") for n in range(240)]
+        offers = [(f"X-example.lab.continued.{n}", "1") for n in range(240)]
         text = encode_pairs([*names(), *offers[:120]]), encode_pairs(offers[120:])
         peer.send(LoginRequest(flags=CONTINUE | OPERATIONAL_ONLY, isid=ISID, cmd_sn=1), text[0])
         answer = peer.send(LoginRequest(flags=transit(1, 3), isid=ISID, cmd_sn=1), text[1])[0]

@@ -19,6 +19,7 @@ from pyiscsi_target.iscsi.constants import (
     Opcode,
     RejectReason,
     TaskManagement,
+    TaskManagementResponse,
 )
 from pyiscsi_target.iscsi.events import (
     ConnectionFailed,
@@ -47,6 +48,7 @@ from pyiscsi_target.iscsi.transfer import Command
 from tests.support.memory import (
     BLOCK_LENGTH,
     CHECK_CONDITION,
+    DISCOVERY_NAMES,
     ISID,
     TEST_UNIT_READY,
     Answer,
@@ -60,7 +62,7 @@ from tests.support.memory import (
     read_10,
     write_10,
 )
-from tests.support.pdus import data_out, immediate, manage, read_command, write_command
+from tests.support.pdus import bytes_from, data_out, immediate, manage, read_command, write_command
 
 FINISH = TRANSIT | 0x07
 DIGESTS = [("HeaderDigest", "CRC32C"), ("DataDigest", "CRC32C")]
@@ -169,16 +171,16 @@ def outlived(peer: RawPeer, data: bytes) -> bytes:
     return answers
 
 
-class TestEnd:
-    AFTER = {
-        "login": frame(LoginRequest(flags=FINISH, isid=ISID), encode_pairs(names())),
-        "ping": frame(immediate(NopOut(itt=3))),
-        "read": frame(read_command(3, read_10(0, 1), 512, cmd_sn=2)),
-        "long": frame(NopOut(), bytes(9000)),
-        "zeros": bytes(200),
-    }
+AFTER_THE_END = {
+    "login": frame(LoginRequest(flags=FINISH, isid=ISID), encode_pairs(names())),
+    "ping": frame(immediate(NopOut(itt=3))),
+    "read": frame(immediate(read_command(3, read_10(0, 1), 512))),
+    "long": frame(NopOut(), bytes(1 << 20)),
+}
 
-    @pytest.mark.parametrize("after", AFTER.values(), ids=AFTER.keys())
+
+class TestEnd:
+    @pytest.mark.parametrize("after", AFTER_THE_END.values(), ids=AFTER_THE_END.keys())
     @pytest.mark.parametrize("how", ["refused", "logout", "error", "oversize", "stranger"])
     def test_nothing_is_read_after_the_end(self, how: str, after: bytes) -> None:
         peer = RawPeer()
@@ -268,6 +270,36 @@ class TestLittleThings:
         assert (reject.reason, header) == (reason, pdu.pack())
         assert not peer.closed
 
+    @pytest.mark.parametrize(
+        ("flags", "cid", "response"),
+        [(FINAL | 1, 9, 1), (FINAL | 2, 0, 2), (FINAL | 2, 9, 2)],
+    )
+    def test_a_logout_that_does_not_happen(self, flags: int, cid: int, response: int) -> None:
+        peer = logged_in()
+        ((answer, _),) = peer.request(LogoutRequest(flags=flags, itt=1, cid=cid))
+        assert (answer.opcode, answer.response) == (Opcode.LOGOUT_RESPONSE, response)
+        assert not peer.closed
+        ((nop_in, _),) = peer.request(NopOut(itt=2), b"still here")
+        assert nop_in.itt == 2
+
+    def test_abort_of_what_is_no_scsi_task(self) -> None:
+        peer = logged_in()
+        peer.target.manage = lambda request: None
+        peer.request(manage(TaskManagement.LOGICAL_UNIT_RESET, 7))
+        abort = manage(TaskManagement.ABORT_TASK, 8, referenced_task_tag=7, ref_cmd_sn=1)
+        ((result, _),) = peer.request(immediate(abort))
+        assert result.response == TaskManagementResponse.FUNCTION_REJECTED
+
+    @pytest.mark.parametrize(
+        "pdu", [NopOut(itt=1), read_command(1, bytes(6), 0), manage(1, 1), data_out(1, 0)]
+    )
+    def test_a_discovery_session_takes_little(self, pdu: Any) -> None:
+        peer = RawPeer()
+        peer.login(DISCOVERY_NAMES)
+        ((reject, _),) = peer.send(pdu)
+        assert isinstance(reject, Reject)
+        assert not peer.closed
+
     def test_async_messages(self) -> None:
         peer = logged_in()
         peer.target.connection.request_logout(30)
@@ -312,7 +344,7 @@ def sent_together(peer: RawPeer, *sent: tuple[Any, bytes]) -> list[Answer]:
         if hasattr(pdu, "cmd_sn"):
             pdu.cmd_sn = peer.cmd_sn
             peer.cmd_sn += 0 if pdu.opcode & IMMEDIATE else 1
-        stream += frame(pdu, data, **peer.digests)
+        stream += bytes_from(peer, pdu, data)
     return peer.send_bytes(stream)
 
 
@@ -336,13 +368,10 @@ def session(peer: RawPeer, keys: list[tuple[str, str]]) -> list[Answer]:
     while waiting:
         r2t = waiting.pop(0)
         end = r2t.buffer_offset + r2t.desired_length
-        middle = r2t.buffer_offset + r2t.desired_length // 2
+        start, middle = r2t.buffer_offset, r2t.buffer_offset + r2t.desired_length // 2
         answers = sent_together(
             peer,
-            (
-                data_out(1, r2t.buffer_offset, 0, r2t.ttt, final=False),
-                data[r2t.buffer_offset : middle],
-            ),
+            (data_out(1, start, 0, r2t.ttt, final=False), data[start:middle]),
             (data_out(1, middle, 1, r2t.ttt), data[middle:end]),
         )
         said += answers

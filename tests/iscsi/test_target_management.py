@@ -23,6 +23,7 @@ from tests.support.memory import (
     Policy,
     RawPeer,
     Target,
+    frame,
     read_10,
     write_10,
 )
@@ -60,7 +61,6 @@ def read(itt: int, cmd_sn: int) -> Any:
 
 
 class TestWindow:
-    @pytest.mark.xfail(strict=True, reason="the credit of the gap is lost")
     def test_an_abort_that_fills_a_gap_keeps_the_window_open(self) -> None:
         """Section 11.5.1: the command that never came counts as received, and as ended."""
         peer = logged_in()
@@ -70,7 +70,6 @@ class TestWindow:
             assert result.response == TaskManagementResponse.FUNCTION_COMPLETE
             assert (result.exp_cmd_sn, width(result)) == (cmd_sn + 1, DEPTH)
 
-    @pytest.mark.xfail(strict=True, reason="the credit comes before the command's turn")
     def test_aborting_early_commands_does_not_widen_the_window(self) -> None:
         peer = logged_in()
         for _ in range(3):
@@ -164,7 +163,12 @@ class TestTags:
         ((data_in, _),) = peer.send(read(1, 2))
         assert data_in.exp_cmd_sn == 3
 
-    @pytest.mark.xfail(strict=True, reason="the fast path does not look for the reserved tag")
+    def test_two_commands_of_one_tag_in_one_round(self) -> None:
+        peer = logged_in(held=True)
+        stream = frame(read(1, 1)) + frame(read(1, 2))
+        assert [type(pdu) for pdu, _ in peer.send_bytes(stream)] == [Reject]
+        assert len(peer.target.commands) == 1
+
     @pytest.mark.parametrize("write", [False, True])
     def test_the_reserved_tag_is_no_task(self, write: bool) -> None:
         peer = logged_in()

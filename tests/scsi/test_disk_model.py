@@ -135,11 +135,11 @@ def write_same(command: Command) -> tuple[bytes, bytes, Step]:
     data = b"" if no_data else bytes([command.fill]) * BLOCK
 
     def step(model: bytearray) -> Expected:
-        if not fits(command):
+        blocks = command.blocks or BLOCKS - command.lba  # none: to the end
+        if not fits(command) or blocks <= 0:
             return b"", OUT_OF_RANGE
-        if not command.blocks:
-            return b"", Asc.INVALID_FIELD_IN_CDB
-        model[span(command)] = (data or bytes(BLOCK)) * command.blocks
+        start = command.lba * BLOCK
+        model[start : start + blocks * BLOCK] = (data or bytes(BLOCK)) * blocks
         return b"", None
 
     return extent_cdb("93" if no_data or command.fill else "41", command, flags), data, step

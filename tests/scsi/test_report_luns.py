@@ -55,13 +55,19 @@ def test_it_works_where_no_logical_unit_is() -> None:
 
 
 def test_it_clears_the_attention_that_asks_for_it_and_no_other() -> None:
-    nexus, lu = make_nexus(), make_disk()
-    lu.attentions.attach(nexus)
-    lu.attentions.establish(nexus, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
-    lu.attentions.establish(nexus, Asc.MODE_PARAMETERS_CHANGED)
-    data_of(run(lu, nexus, bytes((0xA0, *bytes(8), 16))))
-    assert lu.attentions.take(nexus) is Asc.MODE_PARAMETERS_CHANGED
-    assert lu.attentions.take(nexus) is None
+    nexus, other, units = make_nexus(), make_nexus("iqn.2026-11.lab.example:node2"), []
+    for number in (0, 7):
+        lu = nexus.luns[number] = other.luns[number] = make_disk()
+        units.append(lu)
+        for each in (nexus, other):
+            lu.attentions.attach(each)
+            lu.attentions.establish(each, Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+        lu.attentions.establish(nexus, Asc.MODE_PARAMETERS_CHANGED)
+    data_of(run(units[0], nexus, bytes((0xA0, *bytes(8), 16))))
+    for lu in units:
+        assert lu.attentions.take(nexus) is Asc.MODE_PARAMETERS_CHANGED
+        assert lu.attentions.take(nexus) is None
+        assert lu.attentions.take(other) is Asc.REPORTED_LUNS_DATA_HAS_CHANGED
 
 
 @pytest.mark.parametrize(

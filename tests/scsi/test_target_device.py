@@ -214,11 +214,15 @@ def test_luns_changed_of_a_nexus_that_is_not_attached_is_nothing(nexus: Nexus) -
     assert nexus not in nexus.luns[0].attentions.nexuses
 
 
-def test_report_luns_settles_the_change(nexus: Nexus) -> None:
+@pytest.mark.parametrize(
+    "asked", [0, 5 << 48, WELL_KNOWN_REPORT_LUNS], ids=["LUN 0", "LUN 5", "well-known"]
+)
+def test_report_luns_settles_the_change_for_all_luns(nexus: Nexus, asked: int) -> None:
     device = attached(nexus)
     device.luns_changed(nexus)
-    execute(device, nexus, REPORT_LUNS)
+    data_of(execute(device, nexus, REPORT_LUNS, asked))
     assert execute(device, nexus, READ).status == Status.GOOD
+    assert execute(device, nexus, READ, 5 << 48).status == Status.GOOD
 
 
 # The transfer of data-out

@@ -105,7 +105,7 @@ def test_block_limits_are_those_that_the_handlers_enforce(block_size: int) -> No
     content = read_page(make_disk(settings, capabilities=capabilities), 0xB0)
     assert len(content) == 0x3C
     assert struct.unpack(">BBHIIIIIIIQIIIII", content) == (
-        int(limits.WRITE_SAME_NON_ZERO),
+        0x00,  # WSNZ=0
         limits.MAXIMUM_COMPARE_AND_WRITE_LENGTH,
         4096 // block_size,
         limits.MAXIMUM_TRANSFER_LENGTH_BYTES // block_size,

@@ -72,11 +72,41 @@ def test_it_is_durable_without_a_write_cache(data: list[bytes]) -> None:
 @pytest.mark.parametrize("size", [10, 16])
 def test_limits(size: int) -> None:
     lu = make_disk()
-    for lba, blocks in ((BLOCKS, 1), (BLOCKS - 1, 2), (BLOCKS + 1, 0)):
+    for lba, blocks in ((BLOCKS, 1), (BLOCKS - 1, 2), (BLOCKS, 0), (0xFFFF_FFFF, 0)):
         assert sense_of(run(lu, NEXUS, build(size, lba, blocks), [PATTERN])) == OUT_OF_RANGE
+    assert store_of(lu).content == bytes(BLOCKS * BLOCK)
+
+
+@pytest.mark.parametrize("size", [10, 16])
+@pytest.mark.parametrize("lba", [0, 5, BLOCKS - 1])
+def test_zero_blocks_reach_to_the_end_of_the_medium(size: int, lba: int) -> None:
+    lu = make_disk()
+    result = run(lu, NEXUS, build(size, lba, 0), [PATTERN])
+    assert result.status == Status.GOOD
+    assert result.data_out_length == BLOCK
+    assert store_of(lu).content == bytes(lba * BLOCK) + PATTERN * (BLOCKS - lba)
+    assert lu.statistics.write_bytes == (BLOCKS - lba) * BLOCK
+
+
+@pytest.mark.parametrize("flags", [NDOB, NDOB | UNMAP])
+def test_zero_blocks_without_data_clear_the_medium(flags: int) -> None:
+    lu, store = make_faulty_disk()
+    store.content[:] = b"\xff" * len(store.content)
+    assert run(lu, NEXUS, build(16, 8, 0, flags)).status == Status.GOOD
+    assert store.content == b"\xff" * 8 * BLOCK + bytes(len(store.content) - 8 * BLOCK)
+    cleared = [(8 * BLOCK, len(store.content) - 8 * BLOCK)]
+    assert (store.deallocated or store.zeroed) == cleared
+    assert bool(store.deallocated) is bool(flags & UNMAP)
+
+
+@pytest.mark.parametrize("size", [10, 16])
+def test_the_end_of_the_medium_may_be_too_far(size: int) -> None:
+    most = limits.MAXIMUM_WRITE_SAME_LENGTH_BYTES // BLOCK
+    lu = make_disk(size_bytes=(most + 1) * BLOCK)
     result = run(lu, NEXUS, build(size, 0, 0), [PATTERN])
     assert sense_of(result) == INVALID_FIELD
     assert field_of(result) == ({10: 7, 16: 10}[size], 7, True)
+    assert run(lu, NEXUS, build(size, 1, 0), [bytes(BLOCK)]).status == Status.GOOD
 
 
 def test_maximum_write_same_length() -> None:

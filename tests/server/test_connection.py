@@ -1,16 +1,26 @@
 """One connection: partial sends, bounds on memory, and commands that finish in their own time."""
 
 import asyncio
+import contextlib
 import random
 import socket
 from pathlib import Path
 
 import pytest
 
-from pyiscsi_target.iscsi.constants import Opcode
+from pyiscsi_target.iscsi.constants import (
+    FINAL,
+    IMMEDIATE,
+    RESERVED_TAG,
+    Opcode,
+    TaskManagement,
+)
+from pyiscsi_target.iscsi.pdu import DataOut, ScsiCommand, TaskManagementRequest
+from pyiscsi_target.scsi.task import TaskAttribute
 from pyiscsi_target.server import connection as server_connection
 from pyiscsi_target.server.connection import Connection
 from tests.support.live import MIB, Live, config_of, serving
+from tests.support.memory import frame
 from tests.support.peer import Peer
 from tests.support.raw_initiator import read_16, write_16
 
@@ -227,6 +237,30 @@ async def test_work_goes_on_when_a_large_answer_leaves_at_once(
         assert (await peer.finish(after)).status == 0
 
 
+async def test_data_comes_for_a_write_that_others_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much is pending: ORDERED commands wait for it, so it must not wait for them."""
+    monkeypatch.setattr(server_connection, "PENDING_LENGTH_MAX", 4096)
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        peer = await live.log_in()
+        data = bytes([7]) * 4096
+        first, write = peer.scsi(write_16(0, 8), data=data, serve=False)
+        await peer.send(write)
+        r2t = await peer.r2t()
+        ordered = [
+            peer.scsi(read_16(0, 128), read_bytes=65536, attribute=int(TaskAttribute.ORDERED))
+            for _ in range(3)
+        ]
+        await peer.send(*[pdu for _, pdu in ordered])
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await peer.send(peer.data_out(r2t, data))
+        assert (await peer.finish(first)).status == 0
+        for tag, _ in ordered:
+            assert (await peer.finish(tag)).data[:4096] == data
+
+
 # The end of a connection
 
 
@@ -330,6 +364,62 @@ async def test_a_logout_terminates_what_is_under_way(tmp_path: Path) -> None:
         assert peer.finished[-1] == logout
 
 
+async def log_out_unread(live: Live) -> Peer:
+    """A peer that has logged out and reads nothing, so that its connection cannot end yet."""
+    narrow(live)
+    peer = await live.connect(receive_buffer=8192)
+    await peer.log_in()
+    await peer.ready()
+    reads = [peer.scsi(read_16(0, BLOCKS_PER_MIB), read_bytes=MIB)[1] for _ in range(4)]
+    await peer.send(*reads, peer.logout_request()[1])
+    return peer
+
+
+async def test_nothing_follows_the_logout_response(tmp_path: Path) -> None:
+    """Neither the answer to a command that ends only now nor one to task management."""
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        narrow(live)
+        peer = await live.connect(receive_buffer=8192)
+        await peer.log_in()
+        await peer.ready()
+        store = live.hold(held_from=HELD_FROM)
+        held = peer.scsi(read_16(HELD_LBA, 1), read_bytes=512)
+        reads = [peer.scsi(read_16(0, BLOCKS_PER_MIB), read_bytes=MIB)[1] for _ in range(4)]
+        logout, bye = peer.logout_request()
+        await peer.send(held[1], *reads, peer.management(TaskManagement.ABORT_TASK_SET)[1], bye)
+        await live.until(lambda: connection_of(live).closing)
+        store.gate.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await peer.take_all()
+        assert peer.finished[-1] == logout
+
+
+async def test_a_drain_says_nothing_after_the_logout_response(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        peer = await log_out_unread(live)
+        await live.until(lambda: connection_of(live).closing)
+        drain = asyncio.create_task(live.drain())
+        await peer.take_all()
+        await drain
+        assert not peer.messages
+
+
+async def test_an_unforeseen_error_ends_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What state it left is unknown, so the initiator begins anew; it is logged as our fault."""
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        peer = await live.log_in()
+        (device,) = live.app._devices.values()
+        monkeypatch.setattr(device, "execute", lambda task: 1 // 0)
+        _, pdu = peer.scsi(bytes(6))
+        await peer.send(pdu)
+        await peer.ended()
+        live.allowed_error = "internal_error"
+        assert len(live.events("internal_error")) == 1
+
+
 async def test_a_protocol_error_ends_the_session_alone(tmp_path: Path) -> None:
     async with serving(config_of(tmp_path), tmp_path) as live:
         peer, other = await live.log_in(), await live.log_in(isid=bytes(5) + b"\x01")
@@ -353,3 +443,70 @@ async def test_noise_in_the_full_feature_phase(tmp_path: Path, seed: int) -> Non
         await live.until(lambda: not live.app._connections)
         again = await live.log_in()
         assert (await again.command(read_16(0, 1), read_bytes=512)).status == 0
+
+
+# Careless initiators
+
+
+def careless_pdu(source: random.Random, peer: Peer) -> bytes:
+    """A PDU whose fields are each possible, in combinations that need not be."""
+    tag = source.randrange(4)
+    flags = source.choice([FINAL, FINAL, 0])
+    lun = source.choice([0, 0, 0, 1 << 48, 0xC101 << 48])
+    length = source.choice([0, 0, 512, 4096, 65536])
+    immediate = IMMEDIATE if source.random() < 0.2 else 0
+    data = bytes(source.choice([0, 0, 512, 4096]))
+    kind = source.randrange(9)
+    if kind < 4:
+        lba = source.choice([0, 8, HELD_LBA, HELD_LBA + 8])
+        cdb = source.choice([read_16, write_16])(lba, source.choice([0, 1, 8, 128]))
+        flags |= source.choice([0x40, 0x20, 0x20, 0x60, 0]) | source.choice([1, 1, 2, 3, 4])
+        opcode = Opcode.SCSI_COMMAND | immediate
+        pdu = ScsiCommand(opcode, flags, 0, lun, tag, length, peer.cmd_sn, cdb=cdb)
+        if not immediate:
+            peer.cmd_sn += source.choice([1, 1, 1, 1, 0, 2])
+        return frame(pdu, data)
+    if kind < 6:
+        ttt = source.choice([RESERVED_TAG, source.randrange(8)])
+        offset = source.choice([0, 512, 4096])
+        return frame(DataOut(Opcode.DATA_OUT, flags, 0, lun, tag, ttt, 0, 0, offset), data)
+    if kind == 6:
+        function = source.randrange(1, 7)
+        opcode = Opcode.TASK_MANAGEMENT_REQUEST | IMMEDIATE
+        request = TaskManagementRequest(opcode, FINAL | function, 0, lun, 50 + tag, tag)
+        request.cmd_sn = peer.cmd_sn
+        request.ref_cmd_sn = peer.cmd_sn - source.randrange(3)
+        return frame(request)
+    if kind == 7:
+        return peer.nop_out(data)[1]
+    return peer.text([("SendTargets", source.choice(["All", "", "x"]))])[1]
+
+
+async def be_careless(live: Live, source: random.Random) -> None:
+    peer = await live.log_in()
+    with contextlib.suppress(OSError):
+        for _ in range(60):
+            await peer.send(*[careless_pdu(source, peer) for _ in range(source.randrange(1, 12))])
+            await asyncio.sleep(0)
+    peer.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_careless_initiators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Whatever they mix up: no fault of ours, nothing left behind, others served."""
+    source = random.Random(seed)
+    monkeypatch.setattr(server_connection, "PENDING_LENGTH_MAX", source.choice([4096, 1 << 26]))
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        honest = await live.log_in(initiator="iqn.2026-11.example.test:honest")
+        store = live.hold(held_from=HELD_FROM)
+        for _ in range(10):
+            await be_careless(live, source)
+            store.gate.set()
+            await live.until(lambda: len(live.app._connections) == 1)
+            store.gate.clear()
+            await honest.ready()
+            done = await honest.command(read_16(16, 1), read_bytes=512)
+            assert (done.status, len(done.data)) == (0, 512)
+        store.gate.set()

@@ -246,7 +246,6 @@ async def test_a_target_by_another_spelling_of_its_name(tmp_path: Path, spelling
         assert live.app.sessions() == {TARGET: 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the nexus keeps a name that is not normal")
 async def test_an_initiator_by_another_spelling_of_its_name(tmp_path: Path) -> None:
     targets = {TARGET: {"initiators": [INITIATOR]}}
     async with serving(config_of(tmp_path, targets=targets), tmp_path) as live:

@@ -155,6 +155,7 @@ async def test_a_login_that_gives_up_while_it_waits_leaves_nothing(tmp_path: Pat
         store.gate.set()
         await live.until(lambda: not live.app._connections)
         live.assert_nothing_left()
+        assert live.app.logins() == {"accepted": 1}
 
 
 async def test_reinstatement_releases_what_the_old_session_held(tmp_path: Path) -> None:

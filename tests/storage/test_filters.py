@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
@@ -11,6 +12,7 @@ from pyiscsi_target.storage.filters import (
     Operation,
     one_in,
 )
+from pyiscsi_target.storage.workers import THREADS_PER_STORE
 from tests.storage.conftest import Opener
 
 
@@ -42,36 +44,61 @@ async def test_a_filter_passes_everything_on(inner: BackingStore) -> None:
 
 
 class Time:
-    """A sleep that ends when told."""
+    """A sleep that really blocks its thread, until told; `begun` counts the sleepers."""
 
     def __init__(self) -> None:
         self.asked_s: list[float] = []
-        self.over = asyncio.Event()
+        self.threads: set[int] = set()
+        self.begun = threading.Semaphore(0)
+        self.over = threading.Event()
 
-    async def sleep(self, delay_s: float) -> None:
+    def sleep(self, delay_s: float) -> None:
         self.asked_s.append(delay_s)
-        await self.over.wait()
+        self.threads.add(threading.get_ident())
+        self.begun.release()
+        assert self.over.wait(10)
+
+    def wait_for_sleepers(self, count: int) -> None:
+        for _ in range(count):
+            assert self.begun.acquire(timeout=10)
 
 
-async def test_a_delay_is_waited_for_side_by_side(inner: BackingStore) -> None:
+async def test_a_delay_blocks_the_threads_of_its_store_alone(inner: BackingStore) -> None:
     time = Time()
-    store = DelayStore(inner, 0.05, time.sleep)
-    into = memoryview(bytearray(512))
+    store, into = DelayStore(inner, 0.05, sleep=time.sleep), memoryview(bytearray(512))
     assert not store.write_now(0, [b"a" * 512])
     assert not store.read_now(0, into)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         group.create_task(store.write(0, [b"a" * 512]))
-        for block in range(1, 100):  # far more than a store has threads
+        for block in range(1, 3 * THREADS_PER_STORE):
             group.create_task(store.write(512 * block, [b"b" * 512], durable=True))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        assert time.asked_s == [0.05] * 100
-        assert inner.read_now(0, into)
+        await asyncio.to_thread(time.wait_for_sleepers, THREADS_PER_STORE)
+        assert time.asked_s == [0.05] * THREADS_PER_STORE
+        await inner.read(0, into)  # what is not delayed goes on meanwhile
         assert into == bytes(512)
         time.over.set()
     await store.read(0, into)
     assert into == b"a" * 512
-    assert len(time.asked_s) == 101
+    assert len(time.asked_s) == 3 * THREADS_PER_STORE + 1
+    assert len(time.threads) <= THREADS_PER_STORE
+    assert threading.get_ident() not in time.threads
+    await store.close()
+
+
+async def test_closing_a_slow_disk_waits_and_ends_its_threads(inner: BackingStore) -> None:
+    time = Time()
+    store = DelayStore(inner, 0.05, "slow", time.sleep)
+    reading = asyncio.create_task(store.read(0, memoryview(bytearray(512))))
+    await asyncio.to_thread(time.wait_for_sleepers, 1)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    time.over.set()
+    await closing
+    await asyncio.gather(reading, return_exceptions=True)
+    assert not [each for each in threading.enumerate() if each.name.startswith("store slow")]
+    with pytest.raises(StorageError, match="slow: closed"):
+        await store.write(0, [bytes(512)])
 
 
 async def test_every_third_operation_fails(inner: BackingStore) -> None:

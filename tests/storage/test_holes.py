@@ -81,6 +81,19 @@ def test_probing_is_harmless(fd: int, size_bytes: int) -> None:
     assert os.pread(fd, size_bytes, 0) == b"a" * size_bytes
 
 
+def test_a_file_open_for_reading_is_taken_to_take_holes(tmp_path: Path, fd: int) -> None:
+    reading = os.open(tmp_path / "disk.img", os.O_RDONLY)
+    assert can_punch(reading, SIZE_BYTES) is (holes.fallocate is not None)
+    os.close(reading)
+
+
+def test_a_file_that_cannot_be_asked_for_another_reason_takes_none(
+    fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, errno.EPERM)
+    assert not can_punch(fd, SIZE_BYTES)
+
+
 def test_no_data_behind_the_last(fd: int) -> None:
     os.ftruncate(fd, 0)
     os.ftruncate(fd, SIZE_BYTES)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from pyiscsi_target.iscsi.constants import FINAL, IMMEDIATE, RESERVED_TAG, CommandFlag
 from pyiscsi_target.iscsi.pdu import BY_OPCODE, DataOut, Pdu, ScsiCommand, TaskManagementRequest
+from tests.support.memory import RawPeer, frame
 
 READ = CommandFlag.READ
 WRITE = CommandFlag.WRITE
@@ -69,6 +70,11 @@ def data_out(
     return DataOut(
         flags=FINAL if final else 0, itt=itt, ttt=ttt, data_sn=data_sn, buffer_offset=offset
     )
+
+
+def bytes_from(peer: RawPeer, pdu: Pdu, data: bytes = b"") -> bytes:
+    """A PDU with the digests that the peer's session uses."""
+    return frame(pdu, data, b"", **peer.digests)
 
 
 def immediate(pdu: Any) -> Any:
