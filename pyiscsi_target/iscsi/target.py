@@ -58,14 +58,13 @@ from .session import serial_distance
 from .text import ProtocolError
 from .text_exchange import TextExchange
 from .transfer import (
-    INCORRECT_AMOUNT_OF_DATA,
-    INVALID_FIELD_IN_COMMAND_IU,
     PROTOCOL_SERVICE_CRC_ERROR,
     UNEXPECTED_UNSOLICITED_DATA,
     Command,
     Transfer,
     TransferQueue,
     extended_cdb,
+    refuse_data,
 )
 
 CHECK_CONDITION = 0x02  # the SCSI status that the transport's own errors carry
@@ -273,8 +272,8 @@ class TargetConnection:
         length = len(data) if data is not None else 0
         if not command.flags & _WRITE:
             return UNEXPECTED_UNSOLICITED_DATA if length else b""
-        refusal = self._refuse_data(command, length)
         assert self.agreement is not None
+        refusal = refuse_data(command, length, self.agreement.parameters)
         unsolicited_end = 0
         if not command.flags & FINAL:
             unsolicited_end = min(expected, self.agreement.parameters.first_burst_length)
@@ -283,20 +282,6 @@ class TargetConnection:
         if data is not None and not refusal:
             command.data.append(data if command.transfer is None else bytes(data))
         return refusal
-
-    def _refuse_data(self, command: Command, length: int) -> bytes:
-        """Sense data for a command whose data does not come as was negotiated, or b""."""
-        assert self.agreement is not None
-        parameters = self.agreement.parameters
-        if command.flags & _READ:
-            return INVALID_FIELD_IN_COMMAND_IU  # bidirectional commands do not exist here
-        if length and not parameters.immediate_data:
-            return UNEXPECTED_UNSOLICITED_DATA
-        if parameters.initial_r2t and not command.flags & FINAL:
-            return UNEXPECTED_UNSOLICITED_DATA
-        if length > min(command.expected_length, parameters.first_burst_length):
-            return INCORRECT_AMOUNT_OF_DATA
-        return b""
 
     def _deliver_command(
         self, command: Command, opcode: int, refusal: bytes, registered: bool
@@ -322,10 +307,11 @@ class TargetConnection:
             del self._commands[command.itt]
             return command
         self._transfers.add(command)
-        self._send_r2ts()
+        self.send_r2ts()
         return None
 
-    def _send_r2ts(self) -> None:
+    def send_r2ts(self) -> None:
+        """Ask for the data that may be asked for now; due after transfers were aborted."""
         assert self.agreement is not None
         for r2t in self._transfers.due(self.agreement.parameters):
             r2t.stat_sn = self._writer.stat_sn
@@ -358,7 +344,7 @@ class TargetConnection:
             self._events.append(command)
         elif transfer.wanted is not None and flags & FINAL:
             self._transfers.add(command)
-        self._send_r2ts()
+        self.send_r2ts()
 
     def _fail_transfer(self, command: Command, transfer: Transfer, flags: int) -> None:
         """Data is missing, and level 0 has no recovery: end the command (sections 7.8, 7.9)."""
@@ -367,13 +353,14 @@ class TargetConnection:
         self.respond(command, CHECK_CONDITION, sense=PROTOCOL_SERVICE_CRC_ERROR)
         self._events.append(TransferFailed(command))
         self._discard(transfer, flags)
+        self.send_r2ts()
 
     def _discard(self, transfer: Transfer, flags: int) -> None:
         """Wait for the end of the open sequences, then give the answer that waits for it."""
         transfer.discard(flags)
         if transfer.answer is not None and not transfer.bursts:
             transfer.answer()
-            self._send_r2ts()
+            self.send_r2ts()
 
     def defer(self, command: Command) -> None:
         """The command's answer will come in a later round: its tag stays in use."""
@@ -395,7 +382,6 @@ class TargetConnection:
             transfer.answer = partial(
                 self._end_early, command, status, sense, data_out_length
             )  # it waits for the sequences that are open (section 11.4.2)
-            self._send_r2ts()
             return
         self._forget(command)
         self._writer.respond(command, status, data, sense, data_out_length)
@@ -415,7 +401,6 @@ class TargetConnection:
         """End an aborted command without an answer; what still comes for it is discarded."""
         self._forget(command)
         self._writer.window.complete(command.credit)
-        self._send_r2ts()
 
     def _forget(self, command: Command) -> None:
         if self._commands.get(command.itt) is command:
@@ -549,6 +534,7 @@ class TargetConnection:
             self._send_logout_response(request.itt, LogoutResponseCode.CID_NOT_FOUND)
         else:
             self._stopped = True
+            self._writer.window.early.clear()
             self._events.append(LogoutRequested(request.itt, LogoutReason(reason)))
 
     def accept_logout(self, event: LogoutRequested) -> None:

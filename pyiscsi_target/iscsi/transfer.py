@@ -242,3 +242,19 @@ UNEXPECTED_UNSOLICITED_DATA = _fixed_sense(ABORTED_COMMAND, 0x0C, 0x0C)
 INCORRECT_AMOUNT_OF_DATA = _fixed_sense(ABORTED_COMMAND, 0x0C, 0x0D)
 PROTOCOL_SERVICE_CRC_ERROR = _fixed_sense(ABORTED_COMMAND, 0x47, 0x05)
 INVALID_FIELD_IN_COMMAND_IU = _fixed_sense(ILLEGAL_REQUEST, 0x0E, 0x03)
+
+
+def refuse_data(command: Command, length: int, parameters: Parameters) -> bytes:
+    """Sense data for a write whose data does not come as was negotiated, or b"".
+
+    `length` is that of the immediate data (sections 11.3 and 13.10 to 13.14).
+    """
+    if command.flags & CommandFlag.READ:
+        return INVALID_FIELD_IN_COMMAND_IU  # bidirectional commands do not exist here
+    if length and not parameters.immediate_data:
+        return UNEXPECTED_UNSOLICITED_DATA
+    if parameters.initial_r2t and not command.flags & FINAL:
+        return UNEXPECTED_UNSOLICITED_DATA
+    if length > min(command.expected_length, parameters.first_burst_length):
+        return INCORRECT_AMOUNT_OF_DATA
+    return b""

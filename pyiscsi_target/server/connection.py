@@ -150,9 +150,7 @@ class Connection:
                 self._flush()
             if self.closed:
                 return
-            if event.__class__ is Command and event.transfer is not None:
-                self._execute(event)  # its place is taken and its data here: others wait for it
-            elif backlog or self._congested():
+            if (backlog or self._congested()) and self._can_wait(event):
                 self._postpone(event)
             elif event.__class__ is Command:
                 self._execute(event)  # as in `_dispatch`: the hot path saves a call
@@ -162,6 +160,12 @@ class Connection:
     def _congested(self) -> bool:
         """Whether no new command may begin."""
         return self._unsent_length > UNSENT_LENGTH_MAX or self._pending_length > PENDING_LENGTH_MAX
+
+    def _can_wait(self, event: Event) -> bool:
+        """Not what others wait for: data for a command that has its place, or the end of a jam."""
+        if isinstance(event, Command):
+            return event.transfer is None
+        return not isinstance(event, PingAnswered | TaskManagementRequested)
 
     def _postpone(self, event: Event) -> None:
         """Keep an event for later; its data must outlive the round."""
@@ -331,7 +335,13 @@ class Connection:
         if task is not None and self._engine.command_of(command.itt) is command:
             del self._tasks[command.itt]
             self._end_aborted(command, task)
-            self._loop.call_soon(self._advance)  # another session may have aborted it
+            self._loop.call_soon(self._go_on_after_abort)
+
+    def _go_on_after_abort(self) -> None:
+        """Another session may have caused it, and others may wait for the room that it left."""
+        if not (self.closed or self.closing):
+            self._engine.send_r2ts()
+            self._advance()
 
     def _end_aborted(self, command: Command, task: Task) -> None:
         """No answer to an aborted command, but with TAS=1 when another nexus aborted it."""
@@ -346,6 +356,9 @@ class Connection:
             self._device.finish(task)
 
     def _on_task_management(self, event: TaskManagementRequested) -> None:
+        """Act at once, for it may be what ends a jam; what came before it begins before it."""
+        while self._backlog:
+            self._dispatch(self._backlog.popleft())
         assert self._device is not None
         assert self._nexus is not None
         function = FUNCTIONS.get(event.function)

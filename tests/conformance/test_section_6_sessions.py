@@ -25,6 +25,9 @@ class Device:
     def attach(self, nexus: Nexus) -> None:
         self.attached.append(nexus)
 
+    def abort_tasks(self, nexus: Nexus) -> None:
+        """Nothing is ever under way here."""
+
     def detach(self, nexus: Nexus, *, lost: bool) -> None:
         assert lost
         self.lost.append(nexus)

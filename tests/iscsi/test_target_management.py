@@ -23,7 +23,6 @@ from tests.support.memory import (
     Policy,
     RawPeer,
     Target,
-    frame,
     read_10,
     write_10,
 )
@@ -162,12 +161,6 @@ class TestTags:
         peer.target.held = False
         ((data_in, _),) = peer.send(read(1, 2))
         assert data_in.exp_cmd_sn == 3
-
-    def test_two_commands_of_one_tag_in_one_round(self) -> None:
-        peer = logged_in(held=True)
-        stream = frame(read(1, 1)) + frame(read(1, 2))
-        assert [type(pdu) for pdu, _ in peer.send_bytes(stream)] == [Reject]
-        assert len(peer.target.commands) == 1
 
     @pytest.mark.parametrize("write", [False, True])
     def test_the_reserved_tag_is_no_task(self, write: bool) -> None:

@@ -253,7 +253,8 @@ async def test_an_initiator_by_another_spelling_of_its_name(tmp_path: Path) -> N
         await live.log_in(initiator=INITIATOR.upper())
         await first.ended()
         second = INITIATOR.replace("host", "ho\u017ft")
-        await live.log_in(initiator=second)
+        with pytest.raises(LoginRefused, match="0200h"):
+            await live.log_in(initiator=second)
         assert live.app.sessions() == {TARGET: 1}
 
 

@@ -9,7 +9,6 @@ from pyiscsi_target.iscsi.constants import TaskManagement
 from pyiscsi_target.iscsi.constants import TaskManagementResponse as Code
 from pyiscsi_target.scsi.task_management import TaskManagementFunction as Function
 from pyiscsi_target.scsi.task_management import TaskManagementResponse as Response
-from pyiscsi_target.server import connection as server_connection
 from pyiscsi_target.server.task_management import FUNCTIONS, RESPONSES
 from tests.support.live import MIB, config_of, serving
 from tests.support.peer import Peer
@@ -301,32 +300,6 @@ async def test_with_tas_a_command_that_has_not_asked_yet_is_answered(tmp_path: P
         cleared = asyncio.create_task(peer.manage(TaskManagement.CLEAR_TASK_SET))
         assert (await other.finish(writes[16][0])).status == TASK_ABORTED
         assert await cleared == COMPLETE
-
-
-async def test_a_postponed_command_that_is_aborted_opens_the_window_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its data was all here, but it waited its turn when another session reset the disk."""
-    monkeypatch.setattr(server_connection, "PENDING_LENGTH_MAX", 4096)
-    async with serving(config_of(tmp_path), tmp_path) as live:
-        peer, other = await live.log_in(), await live.log_in(isid=OTHER_ISID)
-        room = peer.max_cmd_sn - peer.cmd_sn
-        store = live.hold(held_from=32 * MIB)
-        data = bytes([7]) * 4096
-        moving, write = peer.scsi(write_16(8, 8), data=data, serve=False)
-        await peer.send(write)
-        burst = peer.data_out(await peer.r2t(), data)
-        _, large = peer.scsi(read_16(65536, 128), read_bytes=65536)
-        peer.send_now(large, burst)
-        await store.begun.get()
-        answer = asyncio.create_task(other.manage(TaskManagement.LOGICAL_UNIT_RESET))
-        await settle()
-        store.gate.set()
-        assert await answer == COMPLETE
-        await peer.ready()
-        assert moving not in peer.finished
-        assert peer.max_cmd_sn - peer.cmd_sn == room
-        assert (await peer.command(read_16(8, 8), read_bytes=4096)).data == bytes(4096)
 
 
 async def test_target_cold_reset_drops_every_session(tmp_path: Path) -> None:
