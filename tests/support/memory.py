@@ -248,6 +248,7 @@ class Target:
             affected = [command]
         for command in affected:
             self.connection.drop(command)
+            self.connection.send_r2ts()
         self.commands = [each for each in self.commands if each not in affected]
         self.transfers = [each for each in self.transfers if each not in affected]
         return TaskManagementResponse.FUNCTION_COMPLETE
