@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 from bench.clients import (
     GENERATOR_ENV,
@@ -136,12 +137,22 @@ def _together(subject: Subject, load: Load) -> float:
 
 
 def two_sessions(subject: Subject, terms: Terms) -> Iterator[Figure]:
-    """Two sessions on two LUNs must not get less together than one gets alone."""
-    load = terms.load(4 * KIB, 32)
-    shares = [_share(subject, load, lambda: _together(subject, load)) for _ in range(terms.rounds)]
-    ratio = statistics.median(shares)
-    title = "two sessions on two LUNs together to one alone, 4 KiB random read, 32 in flight each"
-    yield Figure(title, f"{ratio:.2f}x", ">= 1.0x", ratio >= 1.0)
+    """Two sessions on two LUNs must not get less together than one gets alone.
+
+    With 32 in flight one session alone keeps a processor busy with the server and another with the
+    client, so on two processors there is nothing left to win; fewer in flight show what is gained.
+    """
+    for depth in (1, 8, 32):
+        load = terms.load(4 * KIB, depth)
+        shares = [
+            _share(subject, load, partial(_together, subject, load)) for _ in range(terms.rounds)
+        ]
+        ratio = statistics.median(shares)
+        title = (
+            "two sessions on two LUNs together to one alone, "
+            f"4 KiB random read, {depth} in flight each"
+        )
+        yield Figure(title, f"{ratio:.2f}x", ">= 1.0x", ratio >= 1.0)
 
 
 SESSIONS = 200

@@ -38,7 +38,7 @@ def serve(config: Path, log_format: logs.LogFormat) -> None:
     _log_warnings(warnings, config)
     # The server owns its sockets and needs add_reader, which Windows' default loop lacks.
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        sys.exit(runner.run(_serve(loaded, config.parent)))
+        sys.exit(runner.run(_serve(loaded, config.absolute().parent)))
 
 
 async def _serve(config: Config, base_dir: Path) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.images import MIB
-from tests.support.process import Child, child, tool
+from tests.support.process import Child, child, run_tool, tool
 from tests.support.qemu import Where, qemu_io
 from tests.support.raw_initiator import (
     ASYNC_MESSAGE,
@@ -41,6 +41,27 @@ def start_fails(setup: Setup, directory: Path) -> tuple[int, str]:
         status = process.wait()
         assert not process.matches("event=ready")
         return status, process.output
+
+
+# Starting
+
+
+def test_the_lab_config_serves_from_a_fresh_clone(tmp_path: Path) -> None:
+    """As `make serve` runs it: by a relative path, with no disk there yet."""
+    (tmp_path / "configs").mkdir()
+    text = (ROOT / "configs/lab.toml").read_text()
+    text = text.replace('["0.0.0.0:3260", "[::]:3260"]', '["127.0.0.1:0"]')
+    (tmp_path / "configs/lab.toml").write_text(text)
+    command = serve_command(Path("configs/lab.toml"))
+    with child(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, merge=True) as process:
+        port = process.wait_for_line(r"event=listening portal=127\.0\.0\.1:(\d+)")[1]
+        process.wait_for_line("event=ready")
+        listing = run_tool([tool("iscsi-ls"), "-s", f"iscsi://127.0.0.1:{port}"]).stdout
+        assert process.stop() == 0
+    assert "Lun:0" in listing
+    assert "Lun:1" in listing
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "configs/disks").iterdir()}
+    assert sizes == {"quorum.img": 1024 * MIB, "data.img": 10240 * MIB}
 
 
 # Refusing to start
