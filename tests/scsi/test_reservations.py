@@ -427,7 +427,7 @@ def test_the_access_table(
     assert row(HOLDER) == (ALL_PASS if kind else registered)
     assert row(REGISTERED) == registered
     assert row(STRANGER) == stranger
-    unhindered = {nexus for nexus in (*ALL_KEYS, STRANGER) if not any(row(nexus))}
+    unhindered = frozenset(nexus for nexus in (*ALL_KEYS, STRANGER) if not any(row(nexus)))
     assert state.unhindered == unhindered
 
 
