@@ -7,7 +7,6 @@ rows. Rows know their handlers by name only; what a command does is in its room.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from . import (
@@ -22,37 +21,24 @@ from . import (
     primary,
     provisioning,
     report_luns,
+    reservation_commands,
     reserve,
     supported,
     verify,
     write_same,
 )
+from .reservations import Access, ServiceAction
 from .task import Outcome, Task
 
 if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
 
 # Operation codes whose byte 1 holds a service action (SPC-5 clause 4.2.5.1)
-SERVICE_ACTIONS = frozenset({0x9E, 0xA3})
+SERVICE_ACTIONS = frozenset({0x5E, 0x5F, 0x9E, 0xA3})
 SERVICE_ACTION_MASK = 0x1F
 
 Handler = Callable[["LogicalUnit", Task], Outcome]
 DataOutLength = Callable[["LogicalUnit", bytes], int]
-
-
-class Access(Enum):
-    """What a reservation of another I_T nexus makes of a command.
-
-    RESERVE (SPC-2 table 10, SBC table 3) lets only ALWAYS pass. For persistent reservations
-    (SPC-5 table 71, SBC-4 table 15) ALWAYS and UNLESS_RESERVED pass, READS conflicts with the
-    exclusive access types, WRITES with all types, NEVER with any registration.
-    """
-
-    ALWAYS = auto()
-    UNLESS_RESERVED = auto()
-    READS = auto()
-    WRITES = auto()
-    NEVER = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,14 +128,14 @@ _SPC: tuple[Command, ...] = (
         _usage("16 00 00 00 00 00"),
         "RESERVE(6)",
         reserve.reserve,
-        Access.NEVER,
+        Access.RESERVE,
         allowed_while_ejected=True,
     ),
     Command(
         _usage("17 00 00 00 00 00"),
         "RELEASE(6)",
         reserve.release,
-        Access.ALWAYS,
+        Access.RELEASE,
         allowed_while_ejected=True,
     ),
     Command(
@@ -209,14 +195,14 @@ _SPC: tuple[Command, ...] = (
         _usage("56 00 00 00 00 00 00 00 00 00"),
         "RESERVE(10)",
         reserve.reserve,
-        Access.NEVER,
+        Access.RESERVE,
         allowed_while_ejected=True,
     ),
     Command(
         _usage("57 00 00 00 00 00 00 00 00 00"),
         "RELEASE(10)",
         reserve.release,
-        Access.ALWAYS,
+        Access.RELEASE,
         allowed_while_ejected=True,
     ),
     Command(
@@ -436,6 +422,38 @@ _SBC: tuple[Command, ...] = (
     ),
 )
 
+# One handler for all of PERSISTENT RESERVE OUT. Where SCOPE and TYPE mean nothing they are ignored.
+_PERSISTENT: tuple[Command, ...] = (
+    *(
+        Command(
+            _usage(f"5E {service_action:02X} 00 00 00 00 00 FF FF 00"),
+            f"PERSISTENT RESERVE IN, {name}",
+            handler,
+            Access.PERSISTENT,
+            allowed_while_ejected=True,
+        )
+        for service_action, (name, handler) in enumerate(
+            (
+                ("READ KEYS", reservation_commands.read_keys),
+                ("READ RESERVATION", reservation_commands.read_reservation),
+                ("REPORT CAPABILITIES", reservation_commands.report_capabilities),
+                ("READ FULL STATUS", reservation_commands.read_full_status),
+            )
+        )
+    ),
+    *(
+        Command(
+            _usage(f"5F {action:02X} FF 00 00 FF FF FF FF 00"),
+            f"PERSISTENT RESERVE OUT, {action.name.replace('_', ' ')}",
+            reservation_commands.persistent_reserve_out,
+            Access.PERSISTENT,
+            allowed_while_ejected=True,
+            data_out_length=reservation_commands.parameter_list_length,
+        )
+        for action in ServiceAction
+    ),
+)
+
 COMMANDS: tuple[Command, ...] = tuple(
-    sorted(_SPC + _SBC, key=lambda row: (row.opcode, row.service_action or 0))
+    sorted(_SPC + _PERSISTENT + _SBC, key=lambda row: (row.opcode, row.service_action or 0))
 )

@@ -4,6 +4,7 @@ Finds a command's row, passes its gates, runs its handler, and turns what went w
 It knows no command by name and nothing of LUNs: several targets may show the same logical unit.
 """
 
+import asyncio
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ from typing import Any
 
 from ..storage.base import BackingStore, StorageError, StorageFault
 from . import limits
-from .commands import COMMANDS, SERVICE_ACTION_MASK, Access, Command
+from .commands import COMMANDS, SERVICE_ACTION_MASK, Command
 from .identifiers import Identity
 from .mode_pages import ModeState
 from .ordering import BlockRanges, TaskAborted, TaskSet
+from .reservation_store import ReservationsNotSaved, ReservationStore, VolatileReservations
+from .reservations import NOTHING, PASSES_RESERVE, Access, NexusKey, Request, State, change
 from .sense import (
     Asc,
     ReservationConflict,
@@ -68,12 +71,20 @@ class LogicalUnit:
     """One disk.
 
     `execute` and `data_out_length` are called by `TargetDevice`; the other attributes are what
-    command handlers work on. `reserved_by` is the holder of a RESERVE, `prevented_by` the nexuses
-    that prevent medium removal, `ejected` whether the medium is out.
+    command handlers work on. `reserved_by` is the holder of a RESERVE, `reservations` the state of
+    persistent reservations, `target_ports` the relative target ports through which the disk can be
+    reached, `prevented_by` the nexuses that prevent medium removal, `ejected` whether the medium
+    is out.
     """
 
     def __init__(
-        self, name: str, store: BackingStore, identity: Identity, settings: DiskSettings
+        self,
+        name: str,
+        store: BackingStore,
+        identity: Identity,
+        settings: DiskSettings,
+        reservation_store: ReservationStore | None = None,
+        reservations: State = NOTHING,
     ) -> None:
         self.name = name
         self.store = store
@@ -89,7 +100,12 @@ class LogicalUnit:
         self.tasks = TaskSet()
         self.ranges = BlockRanges()
         self.ejected = False
-        self.reserved_by: Nexus | None = None
+        self.target_ports: tuple[int, ...] = ()
+        self.reservations_changing = asyncio.Lock()
+        self._reservation_store = reservation_store or VolatileReservations()
+        self._reservations = reservations
+        self._reserved_by: Nexus | None = None
+        self._renew_unhindered()
         self.prevented_by: set[Nexus] = set()
         self.commands = tuple(row for row in COMMANDS if self.thin or not row.thin_only)
         self._rows = _dispatch_table(self.commands)
@@ -118,7 +134,10 @@ class LogicalUnit:
             pending = self.attentions.pending
             if (
                 (pending and task.nexus in pending)
-                or self.reserved_by is not None
+                or (
+                    (unhindered := self._unhindered) is not None
+                    and task.nexus.key not in unhindered
+                )
                 or self.ejected
                 or (row.writes and (self.read_only or self.mode.software_write_protect))
             ):
@@ -181,6 +200,72 @@ class LogicalUnit:
         self.mode.reset()
         self.attentions.establish_for_others(attention)
 
+    # Reservations
+
+    @property
+    def reserved_by(self) -> Nexus | None:
+        """The holder of a RESERVE."""
+        return self._reserved_by
+
+    @reserved_by.setter
+    def reserved_by(self, nexus: Nexus | None) -> None:
+        self._reserved_by = nexus
+        self._renew_unhindered()
+
+    @property
+    def reservations(self) -> State:
+        """The persistent reservations; `change_reservations` changes them."""
+        return self._reservations
+
+    def _renew_unhindered(self) -> None:
+        """What the hot path asks: None, or who needs not be looked at any closer."""
+        reserved = self._reserved_by is not None
+        self._unhindered = frozenset[NexusKey]() if reserved else self._reservations.unhindered
+
+    def known_initiator_ports(self) -> list[str]:
+        """The names of the initiator ports that are attached or registered, each once."""
+        names = {nexus.initiator_port_name: None for nexus in self.attentions.nexuses}
+        names |= {name: None for name, _ in self._reservations.registrations}
+        return list(names)
+
+    async def change_reservations(self, task: Task, request: Request) -> Result:
+        """Do a PERSISTENT RESERVE OUT: compute, save, commit, tell, abort, answer GOOD.
+
+        Nothing of it can be seen before it is durable. Raises ReservationConflict and ScsiError.
+        """
+        async with self.reservations_changing:
+            if task.aborted:
+                raise TaskAborted
+            if self._reserved_by is not None:
+                raise ReservationConflict
+            result = change(self._reservations, task.nexus.key, request, self.target_ports)
+            if result.state != self._reservations:
+                await self._save_reservations(result.state)
+            self._reservations = result.state
+            self._renew_unhindered()
+            for nexus in self.attentions.nexuses:
+                if (asc := result.attentions.get(nexus.key)) is not None:
+                    self.attentions.establish(nexus, asc)
+            aborted = self._abort_preempted(task, result.aborts)
+        await self.tasks.ended(aborted)  # nothing of the preempted reaches the medium after GOOD
+        return Result()
+
+    async def _save_reservations(self, state: State) -> None:
+        try:
+            await self._reservation_store.save(self.name, state)
+        except ReservationsNotSaved as error:
+            logger.error("reservations of %s are not saved: %s", self.name, error)
+            raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+
+    def _abort_preempted(self, task: Task, preempted: frozenset[NexusKey]) -> list[Task]:
+        """PREEMPT AND ABORT: all their tasks but the one that asks, and PREVENTs (5.14.11.5)."""
+        if not preempted:
+            return []
+        chosen = self.tasks.select(lambda it: it is not task and it.nexus.key in preempted)
+        self.abort(chosen, by=task.nexus)
+        self.prevented_by -= {nexus for nexus in self.prevented_by if nexus.key in preempted}
+        return chosen
+
     def abort(self, tasks: list[Task], by: Nexus | None = None) -> None:
         """Abort tasks on behalf of the nexus `by` (None: of nobody who would be told).
 
@@ -220,13 +305,7 @@ class LogicalUnit:
         """Raise what keeps the command from running, in the order of precedence (SAM-6 5.3.3)."""
         if not row.passes_unit_attention:
             self._report_attention(task)
-        holder = self.reserved_by
-        if (
-            holder is not None
-            and holder is not task.nexus
-            and row.access is not Access.ALWAYS
-            and not (row.harmless and row.harmless(task.cdb))
-        ):
+        if self._unhindered is not None and self._is_reserved_for_others(row, task):
             raise ReservationConflict
         if self.ejected and not row.allowed_while_ejected:
             raise medium_not_present()
@@ -235,6 +314,16 @@ class LogicalUnit:
                 raise ScsiError(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED)
             if self.mode.software_write_protect:
                 raise ScsiError(SenseKey.DATA_PROTECT, Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
+
+    def _is_reserved_for_others(self, row: Command, task: Task) -> bool:
+        holder = self._reserved_by
+        if holder is None:
+            conflict = self._reservations.conflicts(task.nexus.key, row.access)
+        elif row.access is Access.PERSISTENT:
+            conflict = True  # even for the holder of the RESERVE (SPC-2 clause 5.5.1)
+        else:
+            conflict = holder is not task.nexus and row.access not in PASSES_RESERVE
+        return conflict and not (row.harmless and row.harmless(task.cdb))
 
     def _run_in_order(self, row: Command, task: Task) -> Outcome:
         if task.attribute >= TaskAttribute.ACA:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from pyiscsi_target.scsi.commands import COMMANDS, SERVICE_ACTIONS, Access, Command
+from pyiscsi_target.scsi.commands import COMMANDS, SERVICE_ACTIONS, Command
 from pyiscsi_target.scsi.logical_unit import DiskSettings
+from pyiscsi_target.scsi.reservations import Access
 from pyiscsi_target.scsi.sense import Asc, SenseKey
 from tests.support.memory_disk import field_of, make_disk, make_nexus, run, sense_of
 

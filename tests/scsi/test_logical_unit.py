@@ -69,7 +69,7 @@ def test_one_nexus_does_not_see_the_attention_of_another() -> None:
     assert run(lu, TWO, READ).status == Status.GOOD
 
 
-@pytest.mark.parametrize("cdb", ["5e", "9e1f"], ids=["operation code", "service action"])
+@pytest.mark.parametrize("cdb", ["5c", "9e1f"], ids=["operation code", "service action"])
 def test_a_unit_attention_comes_before_an_invalid_command(cdb: str) -> None:
     lu = attached(ONE)
     lu.attentions.establish(ONE, Asc.POWER_ON_OCCURRED)
@@ -232,7 +232,7 @@ def test_an_unexpected_error_in_a_coroutine_too() -> None:
 def test_refusals_are_counted() -> None:
     lu = make_disk()
     run(lu, ONE, READ)
-    run(lu, ONE, "5e")
+    run(lu, ONE, "5c")
     run(lu, ONE, "28 00 ffffffff 00 0001")
     assert lu.statistics.commands == 3
     assert lu.statistics.check_conditions == 2

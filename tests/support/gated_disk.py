@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pyiscsi_target.scsi.identifiers import Identity
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
+from pyiscsi_target.scsi.reservations import NOTHING, State
 from pyiscsi_target.scsi.task import Nexus, Outcome, Result, Task, TaskAttribute
 from pyiscsi_target.storage.base import Buffer
 from tests.support.memory_disk import SEED, MemoryStore
@@ -43,10 +44,12 @@ class GatedStore(MemoryStore):
         super().write_now(offset_bytes, data)
 
 
-def make_gated_disk() -> tuple[LogicalUnit, GatedStore]:
+def make_gated_disk(reservations: State = NOTHING) -> tuple[LogicalUnit, GatedStore]:
     """A 1 MiB disk of 512-byte blocks over a `GatedStore`."""
     store = GatedStore(1 << 20)
-    return LogicalUnit("gated", store, Identity.from_seed(SEED), DiskSettings()), store
+    identity = Identity.from_seed(SEED)
+    lu = LogicalUnit("gated", store, identity, DiskSettings(), reservations=reservations)
+    return lu, store
 
 
 def start(outcome: Outcome) -> "asyncio.Task[Result]":

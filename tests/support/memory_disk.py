@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from pyiscsi_target.scsi.identifiers import Identity
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
+from pyiscsi_target.scsi.reservation_store import ReservationStore
+from pyiscsi_target.scsi.reservations import NOTHING, State
 from pyiscsi_target.scsi.sense import Asc, SenseKey
 from pyiscsi_target.scsi.task import Nexus, Result, Status, Task
 from pyiscsi_target.storage.base import (
@@ -86,10 +88,15 @@ def make_disk(
     *,
     size_bytes: int = 1 << 20,
     capabilities: Capabilities | None = None,
+    reservations: State = NOTHING,
+    reservation_store: ReservationStore | None = None,
 ) -> LogicalUnit:
     """A logical unit over a `MemoryStore`."""
     store = MemoryStore(size_bytes, capabilities)
-    return LogicalUnit("disk", store, Identity.from_seed(SEED), settings or DiskSettings())
+    identity = Identity.from_seed(SEED)
+    return LogicalUnit(
+        "disk", store, identity, settings or DiskSettings(), reservation_store, reservations
+    )
 
 
 def store_of(lu: LogicalUnit) -> MemoryStore:
