@@ -26,6 +26,7 @@ from .server.logs import log_event
 from .server.overview import Overview, overview_of
 from .server.policy import Peer, PeerPolicy, Portal
 from .server.portal import ConnectionLimits, PortalListener, bind, bound_endpoint
+from .server.reservation_state import StoredReservations, read_boot_id
 from .server.sessions import Session, SessionRegistry
 from .server.state_store import StateError, StateStore
 from .server.targets import ConfiguredTargets
@@ -99,6 +100,7 @@ class Application:
     def _open_disks(self) -> None:
         self._state = StateStore(self._config.server.state_dir)
         identities = identities_of(self._config.disks, self._state)
+        reservations = StoredReservations(self._state, read_boot_id())
         for name, disk in self._config.disks.items():
             store = open_store(
                 disk.path,
@@ -117,7 +119,9 @@ class Application:
                 thin=disk.thin,
                 removable=disk.removable,
             )
-            self._units[name] = LogicalUnit(name, store, identities[name], settings)
+            self._units[name] = LogicalUnit(
+                name, store, identities[name], settings, reservations, reservations.load(name)
+            )
         for name in self._config.targets:
             self._devices[name] = TargetDevice(name)
 
@@ -138,6 +142,8 @@ class Application:
             log_event(_log, logging.INFO, "listening", portal=portal.endpoint, tag=number)
         if not self._portals:
             raise StartError("no portal could be opened")
+        for unit in self._units.values():
+            unit.target_ports = tuple(portal.group_tag for portal in self._portals)
 
     def _start_metrics(self) -> None:
         endpoint = self._config.server.metrics

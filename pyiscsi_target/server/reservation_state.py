@@ -1,0 +1,103 @@
+"""Persistent reservations on the medium: one document for each disk, in the state store.
+
+A disk's document hangs on its name in the config, as its identity does. With APTPL=1 everything
+comes back, whatever happened. With APTPL=0 it comes back after a restart of the server, which is a
+reset and not a loss of power, but not after a restart of the host.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..scsi.reservation_store import ReservationsNotSaved
+from ..scsi.reservations import NOTHING, Reservation, ReservationType, State
+from .state_store import Document, StateError, StateStore
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_KEY_DIGITS = 16
+
+
+def read_boot_id(path: Path = _BOOT_ID) -> str:
+    """What changes when the host starts anew; empty where the host does not tell.
+
+    There every start counts as one of the same boot: a reservation that is kept too long can be
+    preempted, one that is lost cannot be found again.
+    """
+    try:
+        return path.read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def document_name(disk: str) -> str:
+    """The name of a disk's document: disks may have names that are no file names."""
+    return f"reservations-{hashlib.sha256(disk.encode()).hexdigest()[:16]}"
+
+
+class StoredReservations:
+    """The reservations of all disks (a `ReservationStore`)."""
+
+    def __init__(self, store: StateStore, boot_id: str) -> None:
+        self._store = store
+        self._boot_id = boot_id
+
+    def load(self, disk: str) -> State:
+        """The state that a disk starts with. Raises StateError where it cannot be known."""
+        document = self._store.load(document_name(disk))
+        if document is None:
+            return NOTHING
+        try:
+            state = _decode(document)
+            same_boot = document["boot_id"] == self._boot_id
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"the reservations of disk {disk!r} are stored wrongly: {error!r}"
+            raise StateError(message) from error
+        if same_boot:
+            return state
+        if not state.aptpl:
+            return NOTHING
+        # PRGENERATION starts from zero after a loss of power (SPC-5 clause 6.16.2)
+        return State(state.registrations, state.reservation, 0, state.aptpl)
+
+    async def save(self, disk: str, state: State) -> None:
+        """See `ReservationStore.save`."""
+        document = {"disk": disk, "boot_id": self._boot_id, **_encode(state)}
+        try:
+            await asyncio.to_thread(self._store.save, document_name(disk), document)
+        except StateError as error:
+            raise ReservationsNotSaved(str(error)) from error
+
+
+def _encode(state: State) -> Document:
+    holder = state.reservation.holder if state.reservation is not None else None
+    return {
+        "generation": state.generation,
+        "aptpl": state.aptpl,
+        "type": int(state.reservation.type) if state.reservation is not None else None,
+        "registrations": [
+            {
+                "initiator_port": nexus[0],
+                "target_port": nexus[1],
+                "key": f"{key:0{_KEY_DIGITS}x}",
+                "holder": nexus == holder,
+            }
+            for nexus, key in state.registrations.items()
+        ],
+    }
+
+
+def _decode(document: Mapping[str, Any]) -> State:
+    registrations, holder = {}, None
+    for entry in document["registrations"]:
+        nexus = (str(entry["initiator_port"]), int(entry["target_port"]))
+        registrations[nexus] = int(entry["key"], 16)
+        if entry["holder"]:
+            holder = nexus
+    reservation = None
+    if document["type"] is not None:
+        reservation = Reservation(ReservationType(document["type"]), holder)
+        if not registrations or reservation.held_by_all is not (holder is None):
+            raise ValueError("the reservation has no holder")
+    return State(registrations, reservation, int(document["generation"]), bool(document["aptpl"]))
