@@ -4,7 +4,7 @@ The model keeps a table of rows and works through the standard's sentences one a
 shares nothing with the state but the names of actions and types.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -199,6 +199,9 @@ REQUESTS = st.builds(
     unregister=st.booleans(),
 )
 
+HOLDERS = (ServiceAction.REGISTER, ServiceAction.RELEASE, ServiceAction.REGISTER_AND_MOVE)
+PREEMPTS = (ServiceAction.PREEMPT, ServiceAction.PREEMPT_AND_ABORT)
+
 
 class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -229,21 +232,37 @@ class Machine(RuleBasedStateMachine):
     def join(self, nexus: NexusKey, key: int) -> None:
         self.ask(nexus, Request(ServiceAction.REGISTER_AND_IGNORE_EXISTING_KEY, 0, key))
 
-    @rule(nexus=st.sampled_from(NEXUSES), request=REQUESTS, action=st.sampled_from(ServiceAction))
-    def with_its_key(self, nexus: NexusKey, request: Request, action: ServiceAction) -> None:
+    def ask_with_its_key(
+        self, nexus: NexusKey, action: ServiceAction, request: Request, action_key: int
+    ) -> None:
         row = self.model.row(nexus)
-        self.ask(
-            nexus,
-            Request(
-                action,
-                row.key if row else 0,
-                request.action_key,
-                request.scope_and_type,
-                aptpl=request.aptpl,
-                destination=request.destination,
-                unregister=request.unregister,
-            ),
-        )
+        key = row.key if row else 0
+        self.ask(nexus, replace(request, action=action, key=key, action_key=action_key))
+
+    @rule(nexus=st.sampled_from(NEXUSES), request=REQUESTS)
+    def with_its_key(self, nexus: NexusKey, request: Request) -> None:
+        self.ask_with_its_key(nexus, request.action, request, request.action_key)
+
+    @rule(nexus=st.sampled_from(NEXUSES), request=REQUESTS)
+    def reserve(self, nexus: NexusKey, request: Request) -> None:
+        self.ask_with_its_key(nexus, ServiceAction.RESERVE, request, 0)
+
+    @rule(number=st.integers(0, 5), request=REQUESTS, action=st.sampled_from(HOLDERS))
+    def by_a_holder(self, number: int, request: Request, action: ServiceAction) -> None:
+        holders = [row.nexus for row in self.model.rows if row.holds]
+        if holders:
+            kind = self.model.kind if request.aptpl else request.scope_and_type
+            request = replace(request, scope_and_type=kind)
+            nexus = holders[number % len(holders)]
+            self.ask_with_its_key(nexus, action, request, request.action_key)
+
+    @rule(by=st.integers(0, 5), of=st.integers(0, 5), request=REQUESTS)
+    def preempt(self, by: int, of: int, request: Request) -> None:
+        rows = self.model.rows
+        if rows:
+            victim = rows[of % len(rows)].key if self.model.kind < 7 or of else 0
+            action = PREEMPTS[request.unregister]
+            self.ask_with_its_key(rows[by % len(rows)].nexus, action, request, victim)
 
     @invariant()
     def the_same_is_registered_and_held(self) -> None:
@@ -262,5 +281,5 @@ class Machine(RuleBasedStateMachine):
                 assert self.state.conflicts(nexus, access) is not self.model.may(nexus, access)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestReservations = Machine.TestCase
