@@ -4,9 +4,8 @@ from enum import IntEnum, IntFlag
 
 BHS_LENGTH = 48  # bytes in a Basic Header Segment (RFC 7143 section 11.2)
 RESERVED_TAG = 0xFFFFFFFF  # "no task": the reserved value of ITT and TTT
-ISCSI_PORT = 3260
+ISCSI_PORT = 3260  # the iscsi-target system port, section 15
 PROTOCOL_VERSION = 0x00  # section 11.12.4: the only version there is
-PORTAL_GROUP_TAG_MAX = 0xFFFF
 SERIAL_MASK = 0xFFFFFFFF  # serial numbers are 32 bits and wrap (RFC 1982)
 
 
@@ -55,13 +54,6 @@ class DataInFlag(IntFlag):
     OVERFLOW = 0x04
     UNDERFLOW = 0x02
     STATUS = 0x01
-
-
-class ResponseCode(IntEnum):
-    """SCSI Response, section 11.4.3."""
-
-    COMMAND_COMPLETED = 0x00
-    TARGET_FAILURE = 0x01
 
 
 class Stage(IntEnum):

@@ -11,7 +11,6 @@ from .text import ProtocolError
 
 RECEIVE_BUFFER_LENGTH = 512 * 1024  # bytes one wake-up can take from the socket
 SMALL_REST_LENGTH = 16 * 1024  # bytes: a rest up to this is copied out and the buffer given back
-AHS_MAX_LENGTH = 255 * 4
 
 # What stands for a data segment whose digest was wrong.
 BAD_DIGEST = memoryview(b"")

@@ -130,7 +130,7 @@ class TargetLogin:
         self._check_header(request)
         if self._unsent:
             self._last_flags &= request.flags | ~TRANSIT
-            return self._continue_reply(request, data)
+            return self._continue_reply(data)
         more = bool(request.flags & CONTINUE)
         if more and request.flags & TRANSIT:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "T and C are both set")
@@ -178,7 +178,7 @@ class TargetLogin:
         answers = self._announce(answers)
         self._last_flags = self._transition(request)
         self._unsent = encode_pairs(answers)
-        return self._continue_reply(request, b"")
+        return self._continue_reply(b"")
 
     def _too_late(self, pairs: Pairs) -> bool:
         """Whether a later request declares what belongs into the first (sections 13.4, 13.21)."""
@@ -282,7 +282,7 @@ class TargetLogin:
             self._require_no_authentication()
         return TRANSIT | stay | following
 
-    def _continue_reply(self, request: LoginRequest, data: bytes) -> Reply:
+    def _continue_reply(self, data: bytes) -> Reply:
         """The reply, or as much of it as the initiator's segment length allows (C bit)."""
         if data:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "keys while our answer is unfinished")

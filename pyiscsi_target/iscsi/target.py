@@ -52,6 +52,7 @@ from .pdu import (
     TaskManagementRequest,
     TaskManagementResult,
     TextRequest,
+    data_segment_length,
 )
 from .responses import Buffer, ResponseWriter
 from .session import serial_distance
@@ -107,6 +108,7 @@ class TargetConnection:
         self.outgoing = self._writer.outgoing
         self.writable = self._framer.writable
         self.settle = self._framer.settle
+        self.respond_now = self._writer.respond  # for what was complete and is answered at once
 
     # Receiving
 
@@ -321,7 +323,7 @@ class TargetConnection:
         _, flags, lengths, _, itt, ttt, _, data_sn, offset = _unpack_data_out(
             self._framer.memory, position
         )
-        length = lengths & 0xFFFFFF
+        length = data_segment_length(lengths)
         command = self._commands.get(itt)
         if command is None or command.transfer is None:
             return  # of a command that was answered or aborted meanwhile
@@ -391,11 +393,6 @@ class TargetConnection:
     ) -> None:
         if self._commands.pop(command.itt, None) is not None:
             self._writer.respond(command, status, None, sense, data_out_length)
-
-    @property
-    def respond_now(self) -> Callable[..., None]:
-        """`respond` for a command that was complete on arrival and answered in its round."""
-        return self._writer.respond
 
     def drop(self, command: Command) -> None:
         """End an aborted command without an answer; what still comes for it is discarded."""

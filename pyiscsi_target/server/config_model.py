@@ -23,13 +23,13 @@ from pydantic import (
     model_validator,
 )
 
+from ..iscsi.constants import ISCSI_PORT
 from ..iscsi.keys import LONGEST
 from ..iscsi.keys import Limits as EngineLimits
 from ..scsi.identifiers import PRODUCT_LENGTH, SERIAL_MAXIMUM_LENGTH, VENDOR_LENGTH
 from ..storage import open as storage
 from . import names
 from .config_values import (
-    DEFAULT_PORT,
     Endpoint,
     Secret,
     format_size,
@@ -122,7 +122,7 @@ LunNumber = Annotated[int, BeforeValidator(_read_lun_number)]
 LunMap = Annotated[dict[LunNumber, DiskName], AfterValidator(_check_lun_map)]
 ConfigPath = Annotated[Path, BeforeValidator(_read_path)]
 Portal = Annotated[
-    InstanceOf[Endpoint], BeforeValidator(lambda v: parse_endpoint(_as_text(v), DEFAULT_PORT))
+    InstanceOf[Endpoint], BeforeValidator(lambda v: parse_endpoint(_as_text(v), ISCSI_PORT))
 ]
 ListenAddress = Annotated[
     InstanceOf[Endpoint], BeforeValidator(lambda v: parse_endpoint(_as_text(v)))
@@ -191,7 +191,7 @@ class ServerConfig(_Section):
     """[server]: what all targets share."""
 
     portals: tuple[Portal, ...] = Field(
-        default=(Endpoint("0.0.0.0", DEFAULT_PORT), Endpoint("::", DEFAULT_PORT)), min_length=1
+        default=(Endpoint("0.0.0.0", ISCSI_PORT), Endpoint("::", ISCSI_PORT)), min_length=1
     )
     state_dir: ConfigPath = Field(default="state", validate_default=True)
     metrics: ListenAddress | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-DEFAULT_PORT = 3260  # RFC 7143 section 15, the iscsi-target system port
+from ..iscsi.constants import ISCSI_PORT
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)")
 _BINARY = {letter: 1024**power for power, letter in enumerate("KMGTP", start=1)}
@@ -84,7 +84,7 @@ def parse_endpoint(text: str, default_port: int | None = None) -> Endpoint:
 
 def _bracket(text: str) -> str:
     address, _, port = text.rpartition(":")
-    return f"[{address}]:{port}" if port == str(DEFAULT_PORT) else f"[{text}]:{DEFAULT_PORT}"
+    return f"[{address}]:{port}" if port == str(ISCSI_PORT) else f"[{text}]:{ISCSI_PORT}"
 
 
 def _parse_port(text: str, wanted: str) -> int:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from pyiscsi_target.iscsi.constants import ISCSI_PORT
 from pyiscsi_target.server.config_values import (
-    DEFAULT_PORT,
     Endpoint,
     Secret,
     format_size,
@@ -76,12 +76,12 @@ def test_format_size(size_bytes: int, text: str) -> None:
         ("127.0.0.1:0", Endpoint("127.0.0.1", 0)),
         ("[::]:3260", Endpoint("::", 3260)),
         ("[fe80::1%eth0]:1", Endpoint("fe80::1%eth0", 1)),
-        ("192.0.2.1", Endpoint("192.0.2.1", DEFAULT_PORT)),
-        ("[::1]", Endpoint("::1", DEFAULT_PORT)),
+        ("192.0.2.1", Endpoint("192.0.2.1", ISCSI_PORT)),
+        ("[::1]", Endpoint("::1", ISCSI_PORT)),
     ],
 )
 def test_endpoints(text: str, endpoint: Endpoint) -> None:
-    assert parse_endpoint(text, DEFAULT_PORT) == endpoint
+    assert parse_endpoint(text, ISCSI_PORT) == endpoint
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:3260", "[::1]:3260", "127.0.0.1:0"])
@@ -105,7 +105,7 @@ def test_endpoint_spells_itself(text: str) -> None:
 )
 def test_no_endpoints(text: str, right: str) -> None:
     with pytest.raises(ValueError, match=right):
-        parse_endpoint(text, DEFAULT_PORT)
+        parse_endpoint(text, ISCSI_PORT)
 
 
 def test_a_port_may_be_obligatory() -> None:
