@@ -62,6 +62,7 @@ class Command:
     timeout_s: int = 30
     data_out_length: DataOutLength | None = None
     harmless: Callable[[bytes], bool] | None = None  # CDBs that pass whatever `access` says
+    allowed_while_lost: bool = False  # while persistent reservation information is lost
     opcode: int = field(init=False)
     service_action: int | None = field(init=False)
     length: int = field(init=False)
@@ -107,6 +108,7 @@ _SPC: tuple[Command, ...] = (
         Access.ALWAYS,
         passes_unit_attention=True,
         allowed_while_ejected=True,
+        allowed_while_lost=True,
     ),
     Command(
         _usage("12 01 FF FF FF 00"),
@@ -115,6 +117,7 @@ _SPC: tuple[Command, ...] = (
         Access.ALWAYS,
         passes_unit_attention=True,
         allowed_while_ejected=True,
+        allowed_while_lost=True,
     ),
     Command(
         _usage("15 11 00 00 FF 00"),
@@ -182,6 +185,7 @@ _SPC: tuple[Command, ...] = (
         log_pages.log_sense,
         Access.ALWAYS,
         allowed_while_ejected=True,
+        allowed_while_lost=True,
     ),
     Command(
         _usage("55 11 00 00 00 00 00 FF FF 00"),
@@ -219,6 +223,7 @@ _SPC: tuple[Command, ...] = (
         Access.ALWAYS,
         passes_unit_attention=True,
         allowed_while_ejected=True,
+        allowed_while_lost=True,
     ),
     Command(
         _usage("A3 0C 87 FF FF FF FF FF FF FF 00 00"),
@@ -449,6 +454,7 @@ _PERSISTENT: tuple[Command, ...] = (
             Access.PERSISTENT,
             allowed_while_ejected=True,
             data_out_length=reservation_commands.parameter_list_length,
+            allowed_while_lost=action is ServiceAction.REPLACE_LOST_RESERVATION,
         )
         for action in ServiceAction
     ),

@@ -17,7 +17,17 @@ from .identifiers import Identity
 from .mode_pages import ModeState
 from .ordering import BlockRanges, TaskAborted, TaskSet
 from .reservation_store import ReservationsNotSaved, ReservationStore, VolatileReservations
-from .reservations import NOTHING, PASSES_RESERVE, Access, NexusKey, Request, State, change
+from .reservations import (
+    NOTHING,
+    PASSES_RESERVE,
+    Access,
+    Change,
+    NexusKey,
+    Request,
+    State,
+    change,
+    purge,
+)
 from .sense import (
     Asc,
     ReservationConflict,
@@ -239,30 +249,45 @@ class LogicalUnit:
             if self._reserved_by is not None:
                 raise ReservationConflict
             result = change(self._reservations, task.nexus.key, request, self.target_ports)
-            if result.state != self._reservations:
-                await self._save_reservations(result.state)
-            self._reservations = result.state
-            self._renew_unhindered()
-            for nexus in self.attentions.nexuses:
-                if (asc := result.attentions.get(nexus.key)) is not None:
-                    self.attentions.establish(nexus, asc)
-            aborted = self._abort_preempted(task, result.aborts)
+            try:
+                await self._commit(result)
+            except ReservationsNotSaved as error:
+                logger.error("reservations of %s are not saved: %s", self.name, error)
+                raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+            aborted = self._abort_preempted(result.aborts, task)
         await self.tasks.ended(aborted)  # nothing of the preempted reaches the medium after GOOD
         return Result()
 
-    async def _save_reservations(self, state: State) -> None:
-        try:
-            await self._reservation_store.save(self.name, state)
-        except ReservationsNotSaved as error:
-            logger.error("reservations of %s are not saved: %s", self.name, error)
-            raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+    async def purge_registrations(self, initiator: str) -> int:
+        """Remove an initiator's registrations (`reservations.purge`), as an operator may.
 
-    def _abort_preempted(self, task: Task, preempted: frozenset[NexusKey]) -> list[Task]:
+        Returns how many there were, when none of their tasks runs any more. Raises
+        ReservationsNotSaved.
+        """
+        async with self.reservations_changing:
+            result = purge(self._reservations, initiator)
+            await self._commit(result)
+            aborted = self._abort_preempted(result.aborts)
+        await self.tasks.ended(aborted)
+        return len(result.aborts)
+
+    async def _commit(self, result: Change) -> None:
+        if result.state != self._reservations:
+            await self._reservation_store.save(self.name, result.state)
+        self._reservations = result.state
+        self._renew_unhindered()
+        for nexus in self.attentions.nexuses:
+            if (asc := result.attentions.get(nexus.key)) is not None:
+                self.attentions.establish(nexus, asc)
+
+    def _abort_preempted(
+        self, preempted: frozenset[NexusKey], by: Task | None = None
+    ) -> list[Task]:
         """PREEMPT AND ABORT: all their tasks but the one that asks, and PREVENTs (5.14.11.5)."""
         if not preempted:
             return []
-        chosen = self.tasks.select(lambda it: it is not task and it.nexus.key in preempted)
-        self.abort(chosen, by=task.nexus)
+        chosen = self.tasks.select(lambda it: it is not by and it.nexus.key in preempted)
+        self.abort(chosen, by=by.nexus if by is not None else None)
         self.prevented_by -= {nexus for nexus in self.prevented_by if nexus.key in preempted}
         return chosen
 
@@ -316,6 +341,9 @@ class LogicalUnit:
                 raise ScsiError(SenseKey.DATA_PROTECT, Asc.LOGICAL_UNIT_SOFTWARE_WRITE_PROTECTED)
 
     def _is_reserved_for_others(self, row: Command, task: Task) -> bool:
+        if self._reservations.lost and not row.allowed_while_lost:
+            asc = Asc.PERSISTENT_RESERVATION_INFORMATION_LOST
+            raise ScsiError(SenseKey.DATA_PROTECT, asc)
         holder = self._reserved_by
         if holder is None:
             conflict = self._reservations.conflicts(task.nexus.key, row.access)

@@ -23,10 +23,11 @@ _CAPABILITIES = struct.Struct(">HBBH2x")
 
 R_HOLDER = 0x01
 
-# Bytes 2 and 3 of REPORT CAPABILITIES. RLR_C=0; a RESERVE of SPC-2 meets the exceptions (CRH); all
-# of SPEC_I_PT, ALL_TG_PT and APTPL work. ALLOW COMMANDS 011b: TEST UNIT READY passes all types, and
-# MODE SENSE, RECEIVE DIAGNOSTIC RESULTS and their kin pass the write exclusive types.
-CRH, SIP_C, ATP_C, PTPL_C = 0x10, 0x08, 0x04, 0x01
+# Bytes 2 and 3 of REPORT CAPABILITIES. REPLACE LOST RESERVATION works (RLR_C); a RESERVE of SPC-2
+# meets the exceptions (CRH); all of SPEC_I_PT, ALL_TG_PT and APTPL work. ALLOW COMMANDS 011b: TEST
+# UNIT READY passes all types, and MODE SENSE, RECEIVE DIAGNOSTIC RESULTS and their kin pass the
+# write exclusive types.
+RLR_C, CRH, SIP_C, ATP_C, PTPL_C = 0x80, 0x10, 0x08, 0x04, 0x01
 TMV, ALLOW_COMMANDS, PTPL_A = 0x80, 0b011 << 4, 0x01
 
 
@@ -67,7 +68,7 @@ def read_reservation(lu: "LogicalUnit", task: Task) -> Result:
 
 def report_capabilities(lu: "LogicalUnit", task: Task) -> Result:
     """REPORT CAPABILITIES."""
-    capable = CRH | SIP_C | ATP_C | PTPL_C
+    capable = RLR_C | CRH | SIP_C | ATP_C | PTPL_C
     activated = TMV | ALLOW_COMMANDS | (PTPL_A if lu.reservations.aptpl else 0)
     return _answer(task, _CAPABILITIES.pack(_CAPABILITIES.size, capable, activated, _TYPE_MASK))
 

@@ -18,6 +18,7 @@ from .sense import (
     invalid_cdb_field,
     invalid_parameter_field,
 )
+from .transport_ids import device_name
 
 NexusKey = tuple[str, int]  # initiator port name, relative target port: `Nexus.key`
 
@@ -54,11 +55,7 @@ _COMPATIBLE = frozenset({Access.RESERVE, Access.RELEASE})
 
 
 class ServiceAction(IntEnum):
-    """PERSISTENT RESERVE OUT service actions (SPC-5 clause 6.17).
-
-    There is no REPLACE LOST RESERVATION: it is refused unless the device server has lost
-    persistent reservation information, and this one does not run without it.
-    """
+    """PERSISTENT RESERVE OUT service actions (SPC-5 clause 6.17)."""
 
     REGISTER = 0x00
     RESERVE = 0x01
@@ -68,6 +65,7 @@ class ServiceAction(IntEnum):
     PREEMPT_AND_ABORT = 0x05
     REGISTER_AND_IGNORE_EXISTING_KEY = 0x06
     REGISTER_AND_MOVE = 0x07
+    REPLACE_LOST_RESERVATION = 0x08
 
 
 class ReservationType(IntEnum):
@@ -124,12 +122,15 @@ class State:
 
     `registrations` maps I_T nexuses to their reservation keys (never zero) and is not changed once
     it is in a State; `generation` is PRGENERATION; `aptpl`: all of it survives a loss of power.
+    `lost`: there was more, and it cannot be known any more (SPC-4 clause 5.13.5.3.2), so nobody has
+    access until an initiator replaces it.
     """
 
     registrations: Mapping[NexusKey, int] = field(default_factory=dict)
     reservation: Reservation | None = None
     generation: int = 0
     aptpl: bool = False
+    lost: bool = False
 
     def is_holder(self, nexus: NexusKey) -> bool:
         """Whether the nexus is a persistent reservation holder (SPC-5 clause 5.14.10)."""
@@ -152,7 +153,7 @@ class State:
         Nobody, where there are registrations only: RESERVE and RELEASE conflict with those.
         """
         if not self.registrations:
-            return None
+            return frozenset() if self.lost else None
         return frozenset(filter(self.has_full_access, self.registrations))
 
     def conflicts(self, nexus: NexusKey, access: Access) -> bool:
@@ -235,7 +236,9 @@ def _register(state: State, requester: NexusKey, request: Request, ports: set[in
         return _set_keys(state, requester, request, [nexus for nexus in own if nexus in registered])
     for name in request.initiator_ports or ():
         listed = _through(name, request, requester, ports)
-        own += [nexus for nexus in listed if nexus not in registered]
+        if any(nexus in registered for nexus in listed if nexus not in own):
+            raise invalid_parameter_field(24, 7)
+        own += listed
     return _set_keys(state, requester, request, own)
 
 
@@ -307,7 +310,7 @@ def _register_and_move(
     assert destination is not None
     if destination[1] not in ports:
         raise invalid_parameter_field(18, 7)
-    if destination == requester:
+    if destination[0] == requester[0]:
         raise invalid_parameter_field(24, 7)
     moved = _registering(state, {destination: request.action_key})
     registrations = dict(moved.registrations)
@@ -406,6 +409,42 @@ def _remove(state: State, requester: NexusKey, identified: frozenset[NexusKey]) 
     return Change(after, _tell(identified, requester, Asc.REGISTRATIONS_PREEMPTED), identified)
 
 
+# Recovering (SPC-4 clause 5.13.11.3)
+
+
+def _replace_lost(state: State, requester: NexusKey, request: Request, ports: set[int]) -> Change:
+    """A new start: the requester's registration and reservation, and nothing else."""
+    if not state.lost:
+        asc = Asc.INVALID_RELEASE_OF_PERSISTENT_RESERVATION
+        raise ScsiError(SenseKey.ILLEGAL_REQUEST, asc)
+    if request.key:
+        raise ReservationConflict
+    if not request.action_key:
+        raise invalid_parameter_field(8, 7)
+    if request.all_target_ports:
+        raise invalid_parameter_field(20, 2)
+    registrations = {requester: request.action_key}
+    taken = _reservation(_type_of(request), requester)
+    return Change(State(registrations, taken, 0, request.aptpl))
+
+
+def purge(state: State, initiator: str) -> Change:
+    """What the operator does to the registrations of an initiator that does not come back.
+
+    `initiator` is an initiator port name, or an initiator name for all of its ports. For everybody
+    else it is a PREEMPT AND ABORT of those registrations, and their reservation is released.
+    """
+    purged = frozenset(
+        nexus for nexus in state.registrations if initiator in (nexus[0], device_name(nexus[0]))
+    )
+    if not purged:
+        return Change(state)
+    nobody = ("", 0)
+    result = _unregister(_next(state), nobody, list(purged))
+    told = _tell(purged, nobody, Asc.REGISTRATIONS_PREEMPTED)
+    return Change(result.state, {**result.attentions, **told}, purged)
+
+
 def _preempt_and_keep_tasks(
     state: State, requester: NexusKey, request: Request, ports: set[int]
 ) -> Change:
@@ -453,4 +492,5 @@ _ACTIONS: Mapping[ServiceAction, _Action] = {
     ServiceAction.PREEMPT_AND_ABORT: _preempt,
     ServiceAction.REGISTER_AND_IGNORE_EXISTING_KEY: _register_and_ignore,
     ServiceAction.REGISTER_AND_MOVE: _register_and_move,
+    ServiceAction.REPLACE_LOST_RESERVATION: _replace_lost,
 }

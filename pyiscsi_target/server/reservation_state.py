@@ -7,13 +7,17 @@ reset and not a loss of power, but not after a restart of the host.
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..scsi.reservation_store import ReservationsNotSaved
 from ..scsi.reservations import NOTHING, Reservation, ReservationType, State
+from .logs import log_event
 from .state_store import Document, StateError, StateStore
+
+_log = logging.getLogger(__name__)
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _KEY_DIGITS = 16
@@ -44,16 +48,24 @@ class StoredReservations:
         self._boot_id = boot_id
 
     def load(self, disk: str) -> State:
-        """The state that a disk starts with. Raises StateError where it cannot be known."""
-        document = self._store.load(document_name(disk))
-        if document is None:
-            return NOTHING
+        """The state that a disk starts with: lost, and said loudly, where it cannot be known."""
         try:
+            document = self._store.load(document_name(disk))
+            if document is None:
+                return NOTHING
             state = _decode(document)
             same_boot = document["boot_id"] == self._boot_id
-        except (KeyError, TypeError, ValueError) as error:
-            message = f"the reservations of disk {disk!r} are stored wrongly: {error!r}"
-            raise StateError(message) from error
+        except (StateError, KeyError, TypeError, ValueError) as error:
+            log_event(
+                _log,
+                logging.ERROR,
+                "reservations_lost",
+                disk=disk,
+                why=error if isinstance(error, StateError) else f"stored wrongly: {error!r}",
+                hint="commands are refused until an initiator sends REPLACE LOST RESERVATION, or "
+                f"{document_name(disk)}.json* in state_dir are removed and the server restarts",
+            )
+            return State(lost=True)
         if same_boot:
             return state
         if not state.aptpl:

@@ -32,6 +32,7 @@ WE_AR = ReservationType.WRITE_EXCLUSIVE_ALL_REGISTRANTS
 REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT, IGNORE, MOVE = range(8)
 WRITE = "2a 00 00000000 00 0001"
 TEST_UNIT_READY = "00"
+REPLACE = 8
 INVALID_PARAMETER = (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_PARAMETER_LIST)
 LENGTH_ERROR = (SenseKey.ILLEGAL_REQUEST, Asc.PARAMETER_LIST_LENGTH_ERROR)
 SPEC_I_PT, ALL_TG_PT, APTPL = 0x08, 0x04, 0x01
@@ -99,7 +100,7 @@ def test_read_reservation() -> None:
 @pytest.mark.parametrize("aptpl", [False, True])
 def test_report_capabilities(aptpl: bool) -> None:
     data = data_of(run(disk(State(aptpl=aptpl)), ONE, in_cdb(2)))
-    assert data.hex() == "00081d" + ("b1" if aptpl else "b0") + "ea010000"
+    assert data.hex() == "00089d" + ("b1" if aptpl else "b0") + "ea010000"
 
 
 @pytest.mark.parametrize("kind", [WE_RO, WE_AR])
@@ -157,7 +158,7 @@ def test_specified_initiator_ports() -> None:
 
 @pytest.mark.parametrize("known_by", ["session", "registration"])
 def test_an_initiator_device_means_its_known_ports(known_by: str) -> None:
-    lu = disk(State({TWO.key: KEY_2}) if known_by == "registration" else NOTHING)
+    lu = disk(State({(TWO.key[0], 3): KEY_2}) if known_by == "registration" else NOTHING)
     if known_by == "session":
         lu.attentions.attach(TWO)
     name = NAMES[1].encode().ljust(40, b"\0")
@@ -390,6 +391,60 @@ async def test_preempt_and_abort_answers_when_the_tasks_have_ended() -> None:
     assert writing.done()
     assert (await other).status == Status.GOOD
     assert not lu.tasks.unfinished
+
+
+async def test_a_purge_is_saved_and_ends_the_tasks() -> None:
+    """An operator's purge, of an initiator that is connected after all, is as a fence."""
+    lu, medium = make_gated_disk(held())
+    for nexus in (ONE, TWO):
+        lu.attentions.attach(nexus)
+    writing = start(lu.execute(task_for(ONE, WRITE, [bytes(512)])))
+    await settle()
+    purging = asyncio.create_task(lu.purge_registrations(NAMES[0]))
+    await settle()
+    assert not purging.done()
+    medium.gate.set()
+    assert await purging == 1
+    assert writing.done()
+    assert lu.reservations == State({TWO.key: KEY_2, THREE.key: KEY_3}, None, 8)
+    assert lu.attentions.pending == {
+        ONE: [Asc.REGISTRATIONS_PREEMPTED],
+        TWO: [Asc.RESERVATIONS_RELEASED],
+    }
+    assert await lu.purge_registrations(NAMES[0]) == 0
+
+
+async def test_a_purge_that_cannot_be_saved() -> None:
+    store = Store(failing=True)
+    store.gate.set()
+    lu = disk(held(), ONE, store=store)
+    with pytest.raises(ReservationsNotSaved):
+        await lu.purge_registrations(NAMES[0])
+    assert lu.reservations == held()
+    assert not lu.attentions.pending
+
+
+def test_lost_information_keeps_everybody_out_until_it_is_replaced() -> None:
+    """SPC-4 clause 5.13.5.3.2: all commands but those of clause 5.13.5.2 end so."""
+    lu = disk(State(lost=True))
+    lost = (SenseKey.DATA_PROTECT, Asc.PERSISTENT_RESERVATION_INFORMATION_LOST)
+    passing = set()
+    for row in lu.commands:
+        cdb = bytes((row.opcode, row.service_action or 0)).ljust(row.length, b"\0")
+        result = run(lu, ONE, cdb)
+        if result.status != Status.CHECK_CONDITION or sense_of(result) != lost:
+            passing.add(row.name)
+    assert passing == {
+        "INQUIRY",
+        "LOG SENSE",
+        "PERSISTENT RESERVE OUT, REPLACE LOST RESERVATION",
+        "REPORT LUNS",
+        "REQUEST SENSE",
+    }
+    assert ask(lu, ONE, REPLACE, keys(0, KEY_1, APTPL), WE_RO).status == Status.GOOD
+    assert lu.reservations == State({ONE.key: KEY_1}, Reservation(WE_RO, ONE.key), 0, True)
+    assert run(lu, TWO, TEST_UNIT_READY).status == Status.GOOD
+    assert run(lu, TWO, WRITE, [bytes(512)]).status == Status.RESERVATION_CONFLICT
 
 
 async def test_plain_preempt_aborts_nothing() -> None:

@@ -14,6 +14,7 @@ from pyiscsi_target.scsi.reservations import (
     ServiceAction,
     State,
     change,
+    purge,
 )
 from pyiscsi_target.scsi.sense import Asc, ReservationConflict, ScsiError
 
@@ -32,6 +33,7 @@ IGNORE = ServiceAction.REGISTER_AND_IGNORE_EXISTING_KEY
 RESERVE, RELEASE, CLEAR = ServiceAction.RESERVE, ServiceAction.RELEASE, ServiceAction.CLEAR
 PREEMPT, ABORT = ServiceAction.PREEMPT, ServiceAction.PREEMPT_AND_ABORT
 MOVE = ServiceAction.REGISTER_AND_MOVE
+REPLACE = ServiceAction.REPLACE_LOST_RESERVATION
 
 ALL_REGISTERED = State(ALL_KEYS, generation=3)
 
@@ -118,10 +120,9 @@ def test_all_target_ports_conflict_where_one_port_does(key: int) -> None:
 
 
 def test_specified_initiator_ports_register_too() -> None:
-    state = State({TWO: KEY_2})
-    request = Request(REGISTER, 0, KEY_1, initiator_ports=(B, C))
-    assert change(state, ONE, request).state == State(
-        {TWO: KEY_2, ONE: KEY_1, THREE: KEY_1}, generation=1
+    request = Request(REGISTER, 0, KEY_1, initiator_ports=(A, B, C))
+    assert change(NOTHING, ONE, request).state == State(
+        {ONE: KEY_1, TWO: KEY_1, THREE: KEY_1}, generation=1
     )
     request = Request(REGISTER, 0, KEY_1, initiator_ports=(C,), all_target_ports=True)
     assert set(change(NOTHING, ONE, request, (1, 2)).state.registrations) == {
@@ -130,6 +131,12 @@ def test_specified_initiator_ports_register_too() -> None:
         THREE,
         (C, 2),
     }
+
+
+def test_no_specified_initiator_port_may_be_registered() -> None:
+    request = Request(REGISTER, 0, KEY_1, initiator_ports=(B, C))
+    asc = refused(State({TWO: KEY_2}), ONE, request)
+    assert asc is Asc.INVALID_FIELD_IN_PARAMETER_LIST
 
 
 def test_the_registered_cannot_specify_initiator_ports() -> None:
@@ -180,7 +187,7 @@ def test_a_changed_key_leaves_the_reservation() -> None:
 # What all but registering want
 
 
-@pytest.mark.parametrize("action", sorted(set(ServiceAction) - {REGISTER, IGNORE}))
+@pytest.mark.parametrize("action", sorted(set(ServiceAction) - {REGISTER, IGNORE, REPLACE}))
 @pytest.mark.parametrize(
     ("nexus", "key"),
     [(ONE, KEY_2), (ONE, 0), (ONE_PATH_2, KEY_1), (ONE_PATH_2, 0)],
@@ -376,13 +383,71 @@ def test_move_is_for_the_one_holder() -> None:
 
 @pytest.mark.parametrize(
     ("action_key", "destination"),
-    [(0, THREE), (OTHER, ONE), (OTHER, (C, 7))],
-    ids=["no key", "itself", "no such port"],
+    [(0, THREE), (OTHER, ONE), (OTHER, ONE_PATH_2), (OTHER, (C, 7))],
+    ids=["no key", "itself", "itself by another path", "no such port"],
 )
 def test_what_cannot_be_moved(action_key: int, destination: NexusKey) -> None:
     request = Request(MOVE, KEY_1, action_key, destination=destination)
     asc = refused(held(WE), ONE, request, (1, 2))
     assert asc is Asc.INVALID_FIELD_IN_PARAMETER_LIST
+
+
+# Lost information
+
+LOST = State(lost=True)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("aptpl", [False, True])
+def test_a_lost_reservation_is_replaced(kind: ReservationType, aptpl: bool) -> None:
+    assert LOST.unhindered == frozenset()
+    result = change(LOST, TWO, Request(REPLACE, 0, KEY_2, kind, aptpl=aptpl))
+    holder = None if kind in ALL_REGISTRANTS else TWO
+    assert result == Change(State({TWO: KEY_2}, Reservation(kind, holder), 0, aptpl))
+
+
+def test_what_replaces_nothing() -> None:
+    assert (
+        refused(held(WE), ONE, Request(REPLACE, 0, KEY_1, WE))
+        is Asc.INVALID_RELEASE_OF_PERSISTENT_RESERVATION
+    )
+    conflicts(LOST, ONE, Request(REPLACE, KEY_1, KEY_1, WE))
+    for request, asc in (
+        (Request(REPLACE, 0, 0, WE), Asc.INVALID_FIELD_IN_PARAMETER_LIST),
+        (
+            Request(REPLACE, 0, KEY_1, WE, all_target_ports=True),
+            Asc.INVALID_FIELD_IN_PARAMETER_LIST,
+        ),
+        (Request(REPLACE, 0, KEY_1, 0x2), Asc.INVALID_FIELD_IN_CDB),
+        (Request(REPLACE, 0, KEY_1, 0x15), Asc.INVALID_FIELD_IN_CDB),
+    ):
+        assert refused(LOST, ONE, request) is asc
+
+
+# What an operator may do
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_orphan_is_purged(kind: ReservationType) -> None:
+    """As by PREEMPT AND ABORT, and nobody takes over."""
+    result = purge(held(kind), A)
+    stays = kind in ALL_REGISTRANTS
+    expected = Reservation(kind, None) if stays else None
+    assert result.state == State({TWO: KEY_2, THREE: KEY_3}, expected, 4)
+    told = {ONE: Asc.REGISTRATIONS_PREEMPTED}
+    if kind in REGISTRANTS_ONLY:
+        told |= dict.fromkeys((TWO, THREE), Asc.RESERVATIONS_RELEASED)
+    assert result.attentions == told
+    assert result.aborts == {ONE}
+
+
+def test_an_initiator_is_purged_by_port_or_with_all_its_ports() -> None:
+    device, other_isid = A.partition(",")[0], f"{A[:-2]}01"
+    state = State({ONE: 1, ONE_PATH_2: 2, (other_isid, 1): 3, TWO: 4})
+    assert purge(state, device).state.registrations == {TWO: 4}
+    assert purge(state, other_isid).aborts == {(other_isid, 1)}
+    assert purge(state, A).aborts == {ONE, ONE_PATH_2}
+    assert purge(state, device[:-1]) == Change(state)
 
 
 # PRGENERATION

@@ -13,7 +13,7 @@ from pyiscsi_target.server.reservation_state import (
     document_name,
     read_boot_id,
 )
-from pyiscsi_target.server.state_store import StateError, StateStore
+from pyiscsi_target.server.state_store import StateStore
 
 ONE = ("iqn.2026-11.lab.example:one,i,0x400001370000", 1)
 TWO = ("iqn.2026-11.lab.example:zw\u00f6lf,i,0x400001370000", 2)
@@ -119,11 +119,29 @@ DOCUMENT = {"boot_id": "boot", "generation": 1, "aptpl": False, "type": 5, "regi
         {"generation": None, "type": None},
     ],
 )
-def test_a_document_that_makes_no_sense(store: StateStore, wrong: dict[str, object]) -> None:
-    """Better not to start than to forget a reservation."""
+def test_a_document_that_makes_no_sense(
+    store: StateStore, wrong: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Better to refuse commands than to forget a reservation."""
     store.save(document_name(DISK), {**DOCUMENT, **wrong})
-    with pytest.raises(StateError, match=DISK):
-        StoredReservations(store, "boot").load(DISK)
+    assert StoredReservations(store, "boot").load(DISK) == State(lost=True)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+    assert caplog.messages == ["reservations_lost"]
+
+
+async def test_both_generations_damaged(
+    store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one disk is lost until somebody replaces what it knew; then it is as any other."""
+    reservations = StoredReservations(store, "boot")
+    await reservations.save(DISK, State({ONE: 1}))
+    await reservations.save(DISK, State({ONE: 1, TWO: 2}))
+    for path in store.directory.glob(f"{document_name(DISK)}.json*"):
+        path.write_text("{")
+    assert reservations.load(DISK) == State(lost=True)
+    assert "reservations_lost" in caplog.text
+    await reservations.save(DISK, State({ONE: 3}))
+    assert reservations.load(DISK) == State({ONE: 3})
 
 
 def test_the_boot_id(tmp_path: Path) -> None:
