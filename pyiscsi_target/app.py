@@ -26,6 +26,7 @@ from .server.logs import log_event
 from .server.overview import Overview, overview_of
 from .server.policy import Peer, PeerPolicy, Portal
 from .server.portal import ConnectionLimits, PortalListener, bind, bound_endpoint
+from .server.portal_numbers import number_portals
 from .server.reservation_state import StoredReservations, read_boot_id
 from .server.sessions import Session, SessionRegistry
 from .server.state_store import StateError, StateStore
@@ -126,7 +127,10 @@ class Application:
             self._devices[name] = TargetDevice(name)
 
     def _bind_portals(self) -> None:
-        for number, endpoint in enumerate(self._config.server.portals, start=1):
+        assert self._state is not None
+        endpoints = self._config.server.portals
+        numbers = number_portals(endpoints, self._state)
+        for number, endpoint in zip(numbers, endpoints, strict=True):
             try:
                 listening = bind(endpoint)
             except OSError as error:
