@@ -21,12 +21,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-def sync_file(fd: int) -> None:
-    """Put the file's data, and the metadata that finds it, on the medium."""
+def sync_file(fd: int, *, whole: bool = False) -> None:
+    """Put the file's data, and the metadata that finds it (`whole`: all), on the medium."""
     full_sync = getattr(fcntl, "F_FULLFSYNC", None)
     if full_sync is not None:  # macOS: fsync does not empty the drive's own cache
         fcntl.fcntl(fd, full_sync)
-    elif hasattr(os, "fdatasync"):
+    elif hasattr(os, "fdatasync") and not whole:
         os.fdatasync(fd)
     else:
         os.fsync(fd)
@@ -68,9 +68,10 @@ class Durability:
         except OSError as error:
             self.put_in_doubt(error)
 
-    def put_in_doubt(self, error: OSError) -> None:
-        """A sync of the file failed."""
+    def put_in_doubt(self, error: OSError) -> StorageError:
+        """A sync of the file failed; what every flush will say from now on."""
         failure = storage_error(error, "flush", self._name)
         self._doubt = StorageError(
             failure.fault, f"{failure} (cached writes may be lost; in doubt until opened again)"
         )
+        return self._doubt

@@ -14,6 +14,7 @@ must take turns (no `pread`), everything runs in a thread.
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -72,6 +73,7 @@ class FileIo:
         "_fd",
         "_memory",
         "_read_pace",
+        "_resized",
         "_workers",
         "_write_pace",
         "name",
@@ -95,6 +97,7 @@ class FileIo:
         self.read_only = read_only
         self._fd = fd
         self._closed = False
+        self._resized = False
         self._memory = memory
         self._allocation_unit_bytes = allocation_unit_bytes
         self._calls = best_calls()
@@ -246,7 +249,77 @@ class FileIo:
             await self._durability.flush()
 
     def _sync(self) -> None:
-        sync_file(self._fd)
+        if not self._resized:
+            sync_file(self._fd)
+            return
+        # A new size is metadata, which a sync of the data alone need not write.
+        self._resized = False
+        try:
+            sync_file(self._fd, whole=True)
+        except OSError:
+            self._resized = True
+            raise
+
+    # Size
+
+    @property
+    def size_bytes(self) -> int:
+        """The length of the file or block device now. Raises StorageError."""
+        try:
+            status = os.fstat(self._fd)
+            if stat.S_ISREG(status.st_mode):
+                return status.st_size
+            return os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            raise storage_error(error, "find size", self.name) from error
+
+    async def set_size(self, size_bytes: int) -> None:
+        """Grow the file (with a hole) or shrink it, in a thread. Raises StorageError."""
+        await self._workers.run(self.set_size_blocking, size_bytes)
+
+    # Blocking calls, for opening, creating and checking images
+
+    def read_blocking(self, offset_bytes: int, length_bytes: int) -> bytes:
+        """The bytes of the range. Raises StorageError (SHORT at the end of the file)."""
+        data = bytearray(length_bytes)
+        self._read_all(offset_bytes, memoryview(data))
+        return bytes(data)
+
+    def write_blocking(self, offset_bytes: int, data: Buffer) -> None:
+        """Write the buffer. Raises StorageError."""
+        self._require_writable()
+        self._write_all(offset_bytes, remaining((data,), 0))
+
+    def flush_blocking(self) -> None:
+        """Put everything written on the medium. Raises StorageError."""
+        if self._memory or self.read_only:
+            return
+        try:
+            self._sync()
+        except OSError as error:
+            raise self._durability.put_in_doubt(error) from error
+
+    def set_size_blocking(self, size_bytes: int) -> None:
+        """Grow the file (with a hole) or shrink it. Raises StorageError."""
+        self._require_writable()
+        try:
+            os.ftruncate(self._fd, size_bytes)
+        except OSError as error:
+            raise storage_error(error, "resize", self.name, size_bytes) from error
+        self._resized = True
+
+    def zero_blocking(self, offset_bytes: int, length_bytes: int) -> None:
+        """Make the range read as zeroes and keep its space. Raises StorageError."""
+        self._require_writable()
+        if length_bytes:
+            self._zero_range(ZERO, offset_bytes, length_bytes)
+
+    def close_blocking(self) -> None:
+        """Close without a flush: after an error, or where nothing was written. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     # Allocation
 

@@ -1,0 +1,464 @@
+"""A disk in blocks that are somewhere in a file, or nowhere yet: the request path of such formats.
+
+Splits requests at block ends, reads what is not there as zeroes or from the parent image, and has
+the format make room before it writes. It must not know where a format keeps its metadata, nor when
+that is on the medium: the order of writes is the format's.
+"""
+
+import asyncio
+from abc import abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import NamedTuple
+
+from .base import (
+    BackingStore,
+    Buffer,
+    Capabilities,
+    Extent,
+    Provisioning,
+    StorageError,
+    StorageFault,
+)
+from .image_file import ImageFile
+
+UNKNOWN = 0  # in a BlockTable: the format has not loaded it yet
+
+_PAGE_SHIFT = 13  # 8192 blocks, 64 KiB of table
+_PAGE_MASK = (1 << _PAGE_SHIFT) - 1
+_ZEROES = bytes(64 * 1024)
+_EXTENT_BLOCKS_MAX = 1 << 18  # looked at for one answer, so that it cannot hold up the event loop
+
+
+class BlockTable:
+    """A number for each block, in pages that take memory only when something is put into them.
+
+    Above 0: the place in the file of a block that may be read and written there as it is. 0
+    (`UNKNOWN`): look first. Below 0: what the format likes.
+    """
+
+    __slots__ = ("_block_count", "_filler", "_shared", "pages")
+
+    def __init__(self, block_count: int, filler: int = UNKNOWN) -> None:
+        self._block_count = block_count
+        self._filler = filler
+        self._shared = array("q", [filler]) * (1 << _PAGE_SHIFT)
+        self.pages = [self._shared] * (-(-block_count // (1 << _PAGE_SHIFT)))
+
+    def __len__(self) -> int:
+        return self._block_count
+
+    def __getitem__(self, block: int) -> int:
+        return self.pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
+
+    def __setitem__(self, block: int, value: int) -> None:
+        page = self.pages[block >> _PAGE_SHIFT]
+        if page is self._shared:
+            if value == self._filler:
+                return
+            page = self.pages[block >> _PAGE_SHIFT] = array("q", self._shared)
+        page[block & _PAGE_MASK] = value
+
+    def filler_run(self, block: int) -> int:
+        """How many blocks from `block` on are sure to hold the filler (0: look at them)."""
+        if self.pages[block >> _PAGE_SHIFT] is not self._shared:
+            return 0
+        return min((block | _PAGE_MASK) + 1, self._block_count) - block
+
+    def resize(self, block_count: int) -> None:
+        """More or fewer blocks; new ones hold the filler."""
+        for block in range(block_count, min(self._block_count, (block_count | _PAGE_MASK) + 1)):
+            self[block] = self._filler
+        page_count = -(-block_count // (1 << _PAGE_SHIFT))
+        del self.pages[page_count:]
+        self.pages += [self._shared] * (page_count - len(self.pages))
+        self._block_count = block_count
+
+
+class Source(Enum):
+    """Where bytes of a block come from."""
+
+    FILE = auto()
+    ZEROES = auto()
+    PARENT = auto()
+
+
+class Piece(NamedTuple):
+    """A run of bytes of one block; `at_bytes` is its place in the file, if it is there."""
+
+    length_bytes: int
+    source: Source
+    at_bytes: int = 0
+
+
+class BlockImage(BackingStore):
+    """A disk of `size_bytes` in blocks of `block_bytes` (a power of two), living in `file`.
+
+    Owns `file` and `parent`, the disk under a differencing one, which may be smaller (zeroes
+    follow) or larger. Formats fill `table`, implement the methods that raise NotImplementedError
+    or are abstract, and may count on this:
+
+    - `_pieces` and `_prepare` are given ranges within one block.
+    - A change of the metadata is made while `changing` is held; requests read the table without it.
+    - Whoever frees a block's space awaits `_unused(block)` after it took it out of the table.
+    """
+
+    def __init__(
+        self,
+        file: ImageFile,
+        size_bytes: int,
+        block_bytes: int,
+        capabilities: Capabilities,
+        table: BlockTable,
+        parent: BackingStore | None = None,
+    ) -> None:
+        self.size_bytes = size_bytes
+        self.capabilities = capabilities
+        self.file = file
+        self.parent = parent
+        self.block_bytes = block_bytes
+        self.table = table
+        self.changing = asyncio.Lock()
+        self._pages = table.pages
+        self._file_read_now = file.read_now
+        self._file_write_now = file.write_now
+        self._shift = block_bytes.bit_length() - 1
+        self._mask = block_bytes - 1
+        self._writes_now = False  # whether the format lets blocks be written in place yet
+        self._in_use: Counter[int] = Counter()
+        self._released = asyncio.Event()
+
+    # What a format supplies
+
+    @abstractmethod
+    def _pieces(self, block: int, start: int, end: int) -> list[Piece] | None:
+        """Where the bytes [start, end) of the block come from; None: `_load` it first."""
+
+    @abstractmethod
+    async def _load(self, block: int) -> None:
+        """Bring into memory what `_pieces` needs for the block. Raises StorageError."""
+
+    @abstractmethod
+    async def _prepare(self, block: int, start: int, end: int) -> int:
+        """Let [start, end) of the block be written in place, and return the place of the block.
+
+        Called (without `changing`) for blocks that the table does not show as there. When it
+        returns the range is there for this process and every later one, with the content that it
+        had before; nothing the caller may then lose of its own write may change that.
+        Raises StorageError, with nothing changed but perhaps space taken.
+        """
+
+    @abstractmethod
+    async def _discard(self, blocks: Sequence[int]) -> None:
+        """Make whole blocks read as zeroes and give their space back."""
+
+    async def _begin_writing(self) -> None:
+        """Called before the first change of the content; not again once `_writes_now` is set."""
+
+    def _metadata_is_durable(self) -> bool:
+        """Whether all changes of the metadata that `_prepare` made are on the medium."""
+        return True
+
+    # Reading
+
+    def read_now(self, offset_bytes: int, into: memoryview) -> bool:
+        """See `BackingStore.read_now`."""
+        block = offset_bytes >> self._shift
+        within = offset_bytes & self._mask
+        at = self._pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
+        if at > 0 and within + len(into) <= self.block_bytes:
+            return self._file_read_now(at + within, into)
+        return all(
+            self._read_block_now(block, start, into[first : first + end - start])
+            for block, start, end, first in self._split(offset_bytes, len(into))
+        )
+
+    def _read_block_now(self, block: int, start: int, into: memoryview) -> bool:
+        pieces = self._pieces(block, start, start + len(into))
+        if pieces is None:
+            return False
+        offset = (block << self._shift) + start
+        for piece in pieces:
+            part, into = into[: piece.length_bytes], into[piece.length_bytes :]
+            if piece.source is Source.ZEROES:
+                fill_zeroes(part)
+            elif piece.source is Source.FILE:
+                if not self._file_read_now(piece.at_bytes, part):
+                    return False
+            elif not self._read_parent_now(offset, part):
+                return False
+            offset += piece.length_bytes
+        return True
+
+    async def read(self, offset_bytes: int, into: memoryview) -> None:
+        """See `BackingStore.read`."""
+        for block, start, end, first in self._split(offset_bytes, len(into)):
+            await self._read_block(block, start, into[first : first + end - start])
+
+    async def _read_block(self, block: int, start: int, into: memoryview) -> None:
+        while (pieces := self._pieces(block, start, start + len(into))) is None:
+            await self._load(block)
+        offset = (block << self._shift) + start
+        with self._using(block):
+            for piece in pieces:
+                part, into = into[: piece.length_bytes], into[piece.length_bytes :]
+                if piece.source is Source.ZEROES:
+                    fill_zeroes(part)
+                elif piece.source is Source.PARENT:
+                    await self._read_parent(offset, part)
+                elif not self._file_read_now(piece.at_bytes, part):
+                    await self.file.read(piece.at_bytes, part)
+                offset += piece.length_bytes
+
+    def _of_parent(self, offset_bytes: int, into: memoryview) -> memoryview:
+        """The part that the parent has; zeroes are put into the rest."""
+        assert self.parent is not None
+        count = max(0, min(len(into), self.parent.size_bytes - offset_bytes))
+        fill_zeroes(into[count:])
+        return into[:count]
+
+    def _read_parent_now(self, offset_bytes: int, into: memoryview) -> bool:
+        assert self.parent is not None
+        part = self._of_parent(offset_bytes, into)
+        return not part or self.parent.read_now(offset_bytes, part)
+
+    async def _read_parent(self, offset_bytes: int, into: memoryview) -> None:
+        assert self.parent is not None
+        part = self._of_parent(offset_bytes, into)
+        if part and not self.parent.read_now(offset_bytes, part):
+            await self.parent.read(offset_bytes, part)
+
+    # Writing
+
+    def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
+        """See `BackingStore.write_now`."""
+        block = offset_bytes >> self._shift
+        within = offset_bytes & self._mask
+        at = self._pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
+        if at <= 0 or not self._writes_now:
+            return False
+        length = len(data[0]) if len(data) == 1 else sum(map(len, data))
+        if within + length <= self.block_bytes or self._is_one_run(block, at, within + length):
+            return self._file_write_now(at + within, data)
+        return False
+
+    def _is_one_run(self, block: int, at: int, length_bytes: int) -> bool:
+        """Whether the blocks of the range from the start of `block` lie one behind the other."""
+        count = -(-length_bytes >> self._shift) if length_bytes else 0
+        return all(
+            self.table[block + index] == at + (index << self._shift) for index in range(1, count)
+        )
+
+    async def write(
+        self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
+    ) -> None:
+        """See `BackingStore.write`."""
+        self._require_writable()
+        if not self._writes_now:
+            await self._begin_writing()
+        parts = list(self._split(offset_bytes, sum(map(len, data))))
+        alone = len(parts) == 1
+        for block, start, end, first in parts:
+            part = data if alone else slice_buffers(data, first, end - start)
+            await self._write_block(block, start, end, part, durable=durable and alone)
+        if durable and not (alone and self._metadata_is_durable()):
+            await self.flush()
+
+    async def _write_block(
+        self, block: int, start: int, end: int, data: Sequence[Buffer], *, durable: bool
+    ) -> None:
+        at = self.table[block]
+        if at <= 0:
+            if all_zero(data) and await self._reads_zero(block, start, end):
+                return
+            at = await self._prepare(block, start, end)
+        with self._using(block):
+            if durable or not self._file_write_now(at + start, data):
+                await self.file.write(at + start, data, durable=durable)
+
+    async def _reads_zero(self, block: int, start: int, end: int) -> bool:
+        """Whether the range is known to hold nothing but zeroes, and takes no space."""
+        while (pieces := self._pieces(block, start, end)) is None:
+            await self._load(block)
+        return all(piece.source is Source.ZEROES for piece in pieces)
+
+    def _require_writable(self) -> None:
+        if self.capabilities.read_only:
+            raise StorageError(StorageFault.READ_ONLY, f"{self.file.name}: opened read-only")
+
+    # Zeroing
+
+    async def deallocate(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.deallocate`."""
+        await self._zero(offset_bytes, length_bytes, keep=False)
+
+    async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.write_zeroes`."""
+        await self._zero(offset_bytes, length_bytes, keep=True)
+
+    async def _zero(self, offset_bytes: int, length_bytes: int, *, keep: bool) -> None:
+        self._require_writable()
+        if not self._writes_now:
+            await self._begin_writing()
+        whole: list[int] = []
+        for block, start, end, _ in self._split(offset_bytes, length_bytes):
+            if await self._reads_zero(block, start, end):
+                continue
+            if self._is_whole(block, start, end) and not (keep and self.table[block] > 0):
+                whole.append(block)
+            else:
+                await self._zero_part(block, start, end, keep=keep)
+        if whole:
+            await self._discard(whole)
+
+    def _is_whole(self, block: int, start: int, end: int) -> bool:
+        return not start and (
+            end == self.block_bytes or (block << self._shift) + end >= self.size_bytes
+        )
+
+    async def _zero_part(self, block: int, start: int, end: int, *, keep: bool) -> None:
+        at = self.table[block]
+        if at <= 0:
+            at = await self._prepare(block, start, end)
+        with self._using(block):
+            zero = self.file.zero if keep else self.file.punch
+            await zero(at + start, end - start)
+
+    # Extents
+
+    async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
+        """See `BackingStore.extents`. A block that is in the file is mapped in all its length."""
+        found: list[Extent] = []
+        end = offset_bytes + length_bytes
+        seen = 0
+        while offset_bytes < end and seen < _EXTENT_BLOCKS_MAX:
+            seen += 1
+            for extent in await self._block_extents(offset_bytes, end):
+                offset_bytes = extent.offset_bytes + extent.length_bytes
+                if found and found[-1].state is extent.state:
+                    last = found.pop()
+                    length = last.length_bytes + extent.length_bytes
+                    extent = Extent(last.offset_bytes, length, extent.state)
+                elif len(found) == limit:
+                    return found
+                found.append(extent)
+        return found
+
+    async def _block_extents(self, offset_bytes: int, end_bytes: int) -> list[Extent]:
+        """Extents from the offset on, at least to the end of its block."""
+        block, start = offset_bytes >> self._shift, offset_bytes & self._mask
+        stop = min(self.block_bytes, end_bytes - (block << self._shift))
+        if self.table[block] > 0:
+            return [Extent(offset_bytes, stop - start, Provisioning.MAPPED)]
+        if self.parent is None and (count := self._run_without_space(block)) > 1:
+            length = min(((block + count) << self._shift), end_bytes) - offset_bytes
+            return [Extent(offset_bytes, length, Provisioning.DEALLOCATED)]
+        while (pieces := self._pieces(block, start, stop)) is None:
+            await self._load(block)
+        found: list[Extent] = []
+        for piece in pieces:
+            found += await self._piece_extents(offset_bytes, piece)
+            offset_bytes += piece.length_bytes
+        return found
+
+    def _run_without_space(self, block: int) -> int:
+        """How many blocks from this one on are surely not in the file (0: nobody knows)."""
+        return 0
+
+    async def _piece_extents(self, offset_bytes: int, piece: Piece) -> list[Extent]:
+        state = Provisioning.MAPPED if piece.source is Source.FILE else Provisioning.DEALLOCATED
+        if piece.source is not Source.PARENT:
+            return [Extent(offset_bytes, piece.length_bytes, state)]
+        assert self.parent is not None
+        found: list[Extent] = []
+        end = offset_bytes + piece.length_bytes
+        parent_end = min(end, self.parent.size_bytes)
+        while offset_bytes < parent_end:
+            found += await self.parent.extents(offset_bytes, parent_end - offset_bytes, 64)
+            offset_bytes = found[-1].offset_bytes + found[-1].length_bytes
+        if offset_bytes < end:
+            found.append(Extent(offset_bytes, end - offset_bytes, state))
+        return found
+
+    async def _parent_is_zero(self, offset_bytes: int, length_bytes: int) -> bool:
+        """Whether the parent surely has only zeroes in the range, without reading them."""
+        piece = Piece(length_bytes, Source.PARENT)
+        extents = await self._piece_extents(offset_bytes, piece)
+        return all(extent.state is Provisioning.DEALLOCATED for extent in extents)
+
+    # The rest
+
+    async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.prefetch`."""
+        for block, start, end, _ in self._split(offset_bytes, length_bytes):
+            while (pieces := self._pieces(block, start, end)) is None:
+                await self._load(block)
+            for piece in pieces:
+                if piece.source is Source.FILE:
+                    await self.file.prefetch(piece.at_bytes, piece.length_bytes)
+
+    @contextmanager
+    def _using(self, block: int) -> Iterator[None]:
+        """The block's space is being read or written, perhaps by a thread."""
+        self._in_use[block] += 1
+        try:
+            yield
+        finally:
+            self._in_use[block] -= 1
+            if not self._in_use[block]:
+                del self._in_use[block]
+                self._released.set()
+
+    async def _unused(self, blocks: Iterable[int]) -> None:
+        """Wait for every read and write of these blocks that has begun."""
+        waiting = set(blocks)
+        while waiting := {block for block in waiting if block in self._in_use}:
+            self._released.clear()
+            await self._released.wait()
+
+    def _split(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+        """(block, start and end within it, start within the request) of a request's parts."""
+        position, end = offset_bytes, offset_bytes + length_bytes
+        while position < end:
+            block, start = position >> self._shift, position & self._mask
+            stop = min(self.block_bytes, start + end - position)
+            yield block, start, stop, position - offset_bytes
+            position += stop - start
+
+
+def fill_zeroes(into: memoryview) -> None:
+    """Fill the buffer with zeroes."""
+    for start in range(0, len(into), len(_ZEROES)):
+        part = into[start : start + len(_ZEROES)]
+        part[:] = _ZEROES[: len(part)]
+
+
+def all_zero(data: Sequence[Buffer]) -> bool:
+    """Whether there is nothing but zeroes in the buffers."""
+    for buffer in data:
+        if buffer and (buffer[0] or buffer[-1]):
+            return False
+    for buffer in data:
+        view = memoryview(buffer)
+        for start in range(0, len(view), len(_ZEROES)):
+            part = bytes(view[start : start + len(_ZEROES)])
+            if part != _ZEROES[: len(part)]:
+                return False
+    return True
+
+
+def slice_buffers(data: Sequence[Buffer], start: int, length: int) -> list[Buffer]:
+    """The `length` bytes from `start` on of the buffers one after the other, without copying."""
+    found: list[Buffer] = []
+    for buffer in data:
+        if start < len(buffer):
+            part = memoryview(buffer)[start : start + length]
+            found.append(part)
+            length -= len(part)
+            if not length:
+                break
+        start = max(0, start - len(buffer))
+    return found
