@@ -21,8 +21,10 @@ from .scsi.target_device import TargetDevice
 from .server.config_model import Config
 from .server.config_values import Endpoint
 from .server.connection import ARENA_LENGTH, Connection
+from .server.control import ControlServer
 from .server.identities import identities_of
 from .server.logs import log_event
+from .server.operator_requests import OperatorRequests
 from .server.overview import Overview, overview_of
 from .server.policy import Peer, PeerPolicy, Portal
 from .server.portal import ConnectionLimits, PortalListener, bind, bound_endpoint
@@ -71,6 +73,9 @@ class Application:
         self._arenas = BufferPool(ARENA_LENGTH)
         self._logins: Counter[str] = Counter()
         self._metrics: MetricsServer | None = None
+        self._control = ControlServer(
+            config.server.state_dir, OperatorRequests(self._units).handlers
+        )
         self._background: list[asyncio.Task[None]] = []
         self._sessions = SessionRegistry(
             self._devices,
@@ -87,6 +92,7 @@ class Application:
             self._open_disks()
             self._bind_portals()
             self._start_metrics()
+            await self._start_control()
         except (StateError, StorageError) as error:
             await self._close_disks()
             raise StartError(str(error)) from error
@@ -166,6 +172,12 @@ class Application:
             "metrics",
             address=Endpoint(endpoint.host, self._metrics.port),
         )
+
+    async def _start_control(self) -> None:
+        try:
+            await self._control.start()
+        except OSError as error:  # a file system without sockets is no reason not to serve
+            log_event(_log, logging.WARNING, "no_control_socket", reason=error.strerror or error)
 
     def _warn_of_closed_targets(self) -> None:
         for name, target in self._config.targets.items():
@@ -297,6 +309,7 @@ class Application:
         timeout_s = self._config.server.drain_timeout_s
         log_event(_log, logging.INFO, "draining", connections=len(self._connections))
         self._close_portals()
+        await self._control.close()
         for connection in list(self._connections):
             connection.request_logout(max(1, round(timeout_s)))
         await self._wait_for_connections(timeout_s)

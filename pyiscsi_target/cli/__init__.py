@@ -4,6 +4,7 @@ import click
 
 from .. import __version__
 from .check import check
+from .reservations import reservations
 from .serve import serve
 
 
@@ -14,4 +15,5 @@ def main() -> None:
 
 
 main.add_command(check)
+main.add_command(reservations)
 main.add_command(serve)

@@ -15,7 +15,7 @@ from typing import Any
 from ..scsi.reservation_store import ReservationsNotSaved
 from ..scsi.reservations import NOTHING, Reservation, ReservationType, State
 from .logs import log_event
-from .state_store import Document, StateError, StateStore
+from .state_store import Document, StateError, StateReader, StateStore
 
 _log = logging.getLogger(__name__)
 
@@ -40,17 +40,17 @@ def document_name(disk: str) -> str:
     return f"reservations-{hashlib.sha256(disk.encode()).hexdigest()[:16]}"
 
 
-class StoredReservations:
-    """The reservations of all disks (a `ReservationStore`)."""
+class KnownReservations:
+    """The reservations of all disks as they are stored, for looking at only."""
 
-    def __init__(self, store: StateStore, boot_id: str) -> None:
-        self._store = store
+    def __init__(self, store: StateReader, boot_id: str) -> None:
+        self._documents = store
         self._boot_id = boot_id
 
     def load(self, disk: str) -> State:
         """The state that a disk starts with: lost, and said loudly, where it cannot be known."""
         try:
-            document = self._store.load(document_name(disk))
+            document = self._documents.load(document_name(disk))
             if document is None:
                 return NOTHING
             state = _decode(document)
@@ -72,6 +72,14 @@ class StoredReservations:
             return NOTHING
         # PRGENERATION starts from zero after a loss of power (SPC-5 clause 6.16.2)
         return State(state.registrations, state.reservation, 0, state.aptpl)
+
+
+class StoredReservations(KnownReservations):
+    """The reservations of all disks, to be changed (a `ReservationStore`)."""
+
+    def __init__(self, store: StateStore, boot_id: str) -> None:
+        super().__init__(store, boot_id)
+        self._store = store
 
     async def save(self, disk: str, state: State) -> None:
         """See `ReservationStore.save`."""

@@ -35,27 +35,11 @@ class StateError(Exception):
     """The state directory cannot be used; the message names the file and the reason."""
 
 
-class StateStore:
-    """The documents of one state directory, which belongs to one server at a time.
-
-    Saves of one document must follow one another; `save` blocks on fsync, so call it in a thread.
-    """
+class StateReader:
+    """The documents of one state directory, for looking at only, whoever it belongs to."""
 
     def __init__(self, directory: Path) -> None:
-        """Create the directory if need be and lock it. Raises StateError."""
         self.directory = directory
-        self._lock_descriptor: int | None = None
-        try:
-            directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-            self._lock()
-        except OSError as error:
-            raise StateError(f"state_dir {directory}: {error.strerror or error}") from error
-
-    def close(self) -> None:
-        """Give the directory back. Idempotent."""
-        if self._lock_descriptor is not None:
-            os.close(self._lock_descriptor)
-            self._lock_descriptor = None
 
     def load(self, name: str) -> Document | None:
         """The document as last saved; None: there never was one.
@@ -81,6 +65,36 @@ class StateStore:
             raise StateError(f"no generation of {name!r} can be read: {'; '.join(damage)}")
         return None
 
+    def _path(self, name: str) -> Path:
+        assert _NAME.fullmatch(name), name
+        return self.directory / f"{name}.json"
+
+    def _previous_path(self, name: str) -> Path:
+        return self.directory / f"{name}.json.1"
+
+
+class StateStore(StateReader):
+    """The documents of one state directory, which belongs to one server at a time.
+
+    Saves of one document must follow one another; `save` blocks on fsync, so call it in a thread.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Create the directory if need be and lock it. Raises StateError."""
+        super().__init__(directory)
+        self._lock_descriptor: int | None = None
+        try:
+            directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            self._lock()
+        except OSError as error:
+            raise StateError(f"state_dir {directory}: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Give the directory back. Idempotent."""
+        if self._lock_descriptor is not None:
+            os.close(self._lock_descriptor)
+            self._lock_descriptor = None
+
     def save(self, name: str, document: Document) -> None:
         """Make `document` the current generation, durably. Raises StateError; then the one before
         still stands."""
@@ -93,13 +107,6 @@ class StateStore:
             _sync_directory(self.directory)
         except OSError as error:
             raise StateError(f"{path}: {error.strerror or error}") from error
-
-    def _path(self, name: str) -> Path:
-        assert _NAME.fullmatch(name), name
-        return self.directory / f"{name}.json"
-
-    def _previous_path(self, name: str) -> Path:
-        return self.directory / f"{name}.json.1"
 
     def _lock(self) -> None:
         if fcntl is None:
