@@ -72,10 +72,11 @@ _LOGIN_TAG = 0
 class PendingCommand:
     """A SCSI command that has not ended. Lengths and offsets are bytes."""
 
-    __slots__ = ("data_in", "data_out", "data_pdus", "lun", "r2ts", "received")
+    __slots__ = ("data_in", "data_out", "data_pdus", "header", "lun", "r2ts", "received")
 
-    def __init__(self, lun: int, data_out: memoryview, read_length: int) -> None:
-        self.lun = lun
+    def __init__(self, header: ScsiCommand, data_out: memoryview, read_length: int) -> None:
+        self.header = header
+        self.lun = header.lun
         self.data_out = data_out
         self.data_in = bytearray(read_length)
         self.received = 0
@@ -131,7 +132,6 @@ class InitiatorConnection:
         assert not (len(data_out) and read_length), "bidirectional commands do not exist here"
         itt = self._next_tag()
         view = memoryview(data_out)
-        self.commands[itt] = PendingCommand(lun, view, read_length)
         inline, unsolicited_end = self._unsolicited(len(view))
         flags = attribute | (CommandFlag.WRITE if len(view) else 0)
         flags |= CommandFlag.READ if read_length else 0
@@ -145,6 +145,7 @@ class InitiatorConnection:
             len(view) or read_length,
             cdb=cdb[:CDB_IN_HEADER_LENGTH].ljust(CDB_IN_HEADER_LENGTH, b"\0"),
         )
+        self.commands[itt] = PendingCommand(header, view, read_length)
         rest = partial(self.writer.send_data, itt, view, inline, unsolicited_end)
         self.writer.request(header, view[:inline], _extended_cdb(cdb), rest)
         return itt
@@ -172,11 +173,17 @@ class InitiatorConnection:
         function: TaskManagement,
         lun: int = 0,
         referenced_task_tag: int = RESERVED_TAG,
-        ref_cmd_sn: int = 0,
+        ref_cmd_sn: int | None = None,
         *,
         immediate: bool = True,
     ) -> int:
-        """Queue a task management request; `TaskManagementFinished` answers it."""
+        """Queue a task management request; `TaskManagementFinished` answers it.
+
+        `ref_cmd_sn` None: that of the referenced command, where it has not ended (section 11.5.5).
+        """
+        if ref_cmd_sn is None:
+            referenced = self.commands.get(referenced_task_tag)
+            ref_cmd_sn = referenced.header.cmd_sn if referenced else 0
         itt = self._next_tag()
         opcode = _opcode(Opcode.TASK_MANAGEMENT_REQUEST, immediate=immediate)
         flags = FINAL | function
@@ -192,6 +199,14 @@ class InitiatorConnection:
         cid = 0 if reason is LogoutReason.CLOSE_SESSION else self.settings.cid
         self.writer.request(LogoutRequest(opcode, FINAL | reason, 0, itt, cid))
         return itt
+
+    def forget(self, itt: int) -> None:
+        """Expect no end of this command any more: a task management request has ended it.
+
+        If the target's window still holds it back, it is never sent.
+        """
+        if self.commands.pop(itt, None) is not None:
+            self.writer.withdraw(itt)
 
     def take_outgoing(self) -> list[Buffer]:
         """What is to be sent, in order; the connection forgets it."""

@@ -94,6 +94,14 @@ class RequestWriter:
         self._waiting.append((header, data, ahs, then))
         self._send_waiting()
 
+    def is_waiting(self, itt: int) -> bool:
+        """Whether the request still waits for the target's window, unsent and unnumbered."""
+        return any(header.itt == itt for header, *_ in self._waiting)
+
+    def withdraw(self, itt: int) -> None:
+        """Never send this request, if it still waits for the target's window."""
+        self._waiting = deque(item for item in self._waiting if item[0].itt != itt)
+
     def _send_waiting(self) -> None:
         while self._waiting and serial_distance(self.max_cmd_sn, self.cmd_sn) < _HALF:
             header, data, ahs, then = self._waiting.popleft()
