@@ -134,6 +134,14 @@ class BackingStore(ABC):
         May cover less than the range when there are more than `limit`.
         """
 
+    async def resize(self, size_bytes: int) -> None:
+        """Make the disk larger (with zeroes), or smaller where nothing is in what goes.
+
+        `size_bytes` is the new size once it is durable. Nobody uses what goes meanwhile. Raises
+        StorageError: INVALID, and nothing has changed, where the disk cannot take that size.
+        """
+        raise StorageError(StorageFault.INVALID, "this kind of disk has the size that it has")
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:  # noqa: B027
         """Bring the range into the host's cache, or do nothing."""
 

@@ -46,6 +46,10 @@ class FilterStore(BackingStore):
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         return await self.inner.extents(offset_bytes, length_bytes, limit)
 
+    async def resize(self, size_bytes: int) -> None:
+        await self.inner.resize(size_bytes)
+        self.size_bytes = self.inner.size_bytes
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         await self.inner.prefetch(offset_bytes, length_bytes)
 

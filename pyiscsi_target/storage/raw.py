@@ -5,7 +5,15 @@ Knows the size of the disk and nothing of how bytes are moved (`file_io`).
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from .base import BackingStore, Buffer, Capabilities, Extent, Provisioning
+from .base import (
+    BackingStore,
+    Buffer,
+    Capabilities,
+    Extent,
+    Provisioning,
+    StorageError,
+    StorageFault,
+)
 from .file_io import FileIo
 
 
@@ -58,6 +66,17 @@ class RawStore(BackingStore):
         known_end = runs[-1][1] if len(runs) == limit else end
         whole = _whole_blocks(runs, offset_bytes, end, self._block_size)
         return list(_extents(whole, offset_bytes, known_end))[:limit]
+
+    async def resize(self, size_bytes: int) -> None:
+        """See `BackingStore.resize`; a block device cannot."""
+        if size_bytes < self.size_bytes:
+            data = await self._io.data_runs(size_bytes, self.size_bytes - size_bytes, 1)
+            if data:
+                message = f"{self._io.name}: holds data at byte {data[0][0]}, so it cannot shrink"
+                raise StorageError(StorageFault.INVALID, message, data[0][0])
+        await self._io.set_size(size_bytes)
+        await self._io.flush()
+        self.size_bytes = size_bytes
 
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.prefetch`."""

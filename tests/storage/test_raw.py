@@ -362,3 +362,33 @@ def test_against_a_bytearray(
     with pytest.MonkeyPatch.context() as monkeypatch:
         hide(monkeypatch, variant)
         asyncio.run(run())
+
+
+async def test_grows_with_zeroes(variant: Variant, opener: Opener) -> None:
+    store = opener(variant.path, SIZE_BYTES)
+    await write(store, SIZE_BYTES - 512, b"a" * 512)
+    await store.resize(2 * SIZE_BYTES)
+    assert store.size_bytes == 2 * SIZE_BYTES
+    assert await read(store, SIZE_BYTES - 512, 1024) == b"a" * 512 + bytes(512)
+    await write(store, 2 * SIZE_BYTES - 512, b"z" * 512)
+    await store.close()
+    if not is_memory(variant):
+        again = opener(variant.path, None)
+        assert again.size_bytes == 2 * SIZE_BYTES
+        await again.close()
+
+
+async def test_shrinks_only_where_nothing_is(variant: Variant, opener: Opener) -> None:
+    store = opener(variant.path, SIZE_BYTES)
+    await write(store, SIZE_BYTES // 2, b"a" * 512)
+    with pytest.raises(StorageError, match="holds data at byte") as refused:
+        await store.resize(SIZE_BYTES // 2)
+    assert refused.value.fault is StorageFault.INVALID
+    assert store.size_bytes == SIZE_BYTES
+    assert await read(store, SIZE_BYTES // 2, 512) == b"a" * 512
+    if await store.extents(SIZE_BYTES // 2, SIZE_BYTES // 2, 9) != [
+        Extent(SIZE_BYTES // 2, SIZE_BYTES // 2, MAPPED)
+    ]:  # else the platform cannot tell
+        await store.resize(3 * SIZE_BYTES // 4)
+        assert store.size_bytes == 3 * SIZE_BYTES // 4
+    await store.close()
