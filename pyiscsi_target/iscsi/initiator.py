@@ -10,6 +10,7 @@ from functools import partial
 from struct import Struct
 
 from .constants import (
+    BHS_LENGTH,
     CONTINUE,
     FINAL,
     IMMEDIATE,
@@ -67,6 +68,9 @@ FRAMES_PER_ROUND = 256
 _EXTENDED_CDB = Struct(">HBx")
 _SENSE_LENGTH = Struct(">H")
 _LOGIN_TAG = 0
+# Bounds of what a target may say at once: the addresses of thousands of targets.
+TEXT_LENGTH_MAXIMUM = 4 << 20
+TEXT_PAIRS_MAXIMUM = 65536
 
 
 class PendingCommand:
@@ -159,7 +163,7 @@ class InitiatorConnection:
     def text(self, pairs: Pairs) -> int:
         """Queue a Text Request, over as many PDUs as it takes; `TextFinished` answers it."""
         self._text_tag = self._next_tag()
-        self._text = TextAssembler()
+        self._text = TextAssembler(TEXT_LENGTH_MAXIMUM)
         self._text_unsent = encode_pairs(pairs)
         self._send_text(RESERVED_TAG)
         return self._text_tag
@@ -347,7 +351,7 @@ class InitiatorConnection:
         if not pdu.response and pdu.exp_data_sn != pending.data_pdus + pending.r2ts:
             raise ProtocolError("ExpDataSN is not the number of Data-In and R2T PDUs")
         sense = b""
-        if len(data):
+        if len(data) >= _SENSE_LENGTH.size:
             (length,) = _SENSE_LENGTH.unpack_from(data)
             sense = bytes(data[_SENSE_LENGTH.size : _SENSE_LENGTH.size + length])
         residual = _residual(pdu.flags, pdu.residual)
@@ -398,7 +402,7 @@ class InitiatorConnection:
             self._send_text(pdu.ttt)
             return
         self._text_tag = RESERVED_TAG
-        self._events.append(TextFinished(pdu.itt, decode_pairs(whole)))
+        self._events.append(TextFinished(pdu.itt, decode_pairs(whole, TEXT_PAIRS_MAXIMUM)))
 
     def _on_task_management(self, header: Header, data: memoryview) -> None:
         pdu = TaskManagementResult.unpack(*header)
@@ -421,6 +425,8 @@ class InitiatorConnection:
     def _on_reject(self, header: Header, data: memoryview) -> None:
         pdu = Reject.unpack(*header)
         self.writer.account(pdu)
+        if len(data) < BHS_LENGTH:
+            raise ProtocolError("a Reject without the header that is rejected")
         rejected = NopOut.unpack(data)
         if opcode_of(data) == Opcode.SCSI_COMMAND:
             self.commands.pop(rejected.itt, None)

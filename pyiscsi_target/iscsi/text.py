@@ -39,7 +39,7 @@ class ProtocolError(Exception):
         self.status = status
 
 
-def decode_pairs(data: bytes) -> Pairs:
+def decode_pairs(data: bytes, pairs_maximum: int = KEYS_PER_REQUEST) -> Pairs:
     """The pairs of a whole request, in order. Raises ProtocolError.
 
     The last pair's NUL may be missing, as some initiators leave it out.
@@ -55,7 +55,7 @@ def decode_pairs(data: bytes) -> Pairs:
             pairs.append((name.decode("ascii"), value.decode("utf-8")))
         except UnicodeDecodeError:
             raise ProtocolError(f"the value of {name.decode('ascii')} is not UTF-8") from None
-        if len(pairs) > KEYS_PER_REQUEST:
+        if len(pairs) > pairs_maximum:
             raise ProtocolError("too many keys in one request")
     return pairs
 

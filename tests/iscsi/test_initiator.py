@@ -17,7 +17,7 @@ from pyiscsi_target.iscsi.initiator_events import (
 )
 from pyiscsi_target.iscsi.initiator_login import InitiatorSettings
 from pyiscsi_target.iscsi.keys import Limits
-from pyiscsi_target.iscsi.pdu import ScsiResponse
+from pyiscsi_target.iscsi.pdu import Reject, ScsiResponse, TaskManagementRequest
 from tests.support.memory import (
     BLOCK_LENGTH,
     CHECK_CONDITION,
@@ -218,6 +218,36 @@ class TestTheRest:
         assert pair.run() == [TaskManagementFinished(itt, 0)]
         assert target.commands == []
 
+    @pytest.mark.parametrize("given", [None, 7])
+    def test_an_abort_names_its_task_by_cmd_sn_too(self, given: int | None) -> None:
+        pair = logged_in(Pair(settings(limits=Limits("None", "None"))))
+        pair.initiator.command(0, TEST_UNIT_READY)
+        tag = pair.initiator.command(0, TEST_UNIT_READY)
+        pair.initiator.take_outgoing()
+        pair.initiator.task_management(TaskManagement.ABORT_TASK, 0, tag, given)
+        request = TaskManagementRequest.unpack(b"".join(pair.initiator.take_outgoing()))
+        assert request.ref_cmd_sn == given or (given is None and request.ref_cmd_sn == 2)
+
+    def test_a_forgotten_command_is_not_sent_when_the_window_opens(self) -> None:
+        target = Target(Policy(queue_depth=1))
+        target.held = True
+        pair = logged_in(Pair(settings(), target))
+        tags = [pair.initiator.command(0, TEST_UNIT_READY) for _ in range(3)]
+        pair.run()
+        pair.initiator.forget(tags[1])
+        target.held = False
+        ended = pair.initiator.receive(target.answer(target.commands[0])) + pair.run()
+        assert [e.itt for e in ended if isinstance(e, CommandFinished)] == [tags[0], tags[2]]
+        assert not pair.initiator.commands
+
+    def test_thousands_of_targets_can_be_discovered(self) -> None:
+        targets = {f"iqn.2026-11.lab.example:{n:04}": [f"10.0.0.1:3260,{n}"] for n in range(2000)}
+        pair = logged_in(Pair(settings(target_name=None), Target(Policy(targets=targets))))
+        pair.initiator.send_targets()
+        (event,) = pair.run()
+        assert isinstance(event, TextFinished)
+        assert len(event.pairs) == 4000
+
     def test_logout(self) -> None:
         pair = logged_in(Pair(settings()))
         itt = pair.initiator.logout(LogoutReason.CLOSE_SESSION)
@@ -240,6 +270,21 @@ class TestABrokenTarget:
         (event,) = pair.initiator.receive(frame(ScsiResponse(itt=itt, stat_sn=stat_sn)))
         assert isinstance(event, TargetFailed)
         assert "StatSN" in str(event.error)
+
+    def test_a_reject_without_a_header(self) -> None:
+        pair = logged_in(Pair(settings(limits=Limits("None", "None"))))
+        stat_sn = pair.initiator.writer.exp_stat_sn
+        (event,) = pair.initiator.receive(frame(Reject(stat_sn=stat_sn), bytes(47)))
+        assert isinstance(event, TargetFailed)
+        assert "Reject" in str(event.error)
+
+    def test_sense_data_that_is_too_short_for_its_length_is_none(self) -> None:
+        pair = logged_in(Pair(settings(limits=Limits("None", "None"))))
+        itt = pair.initiator.command(0, TEST_UNIT_READY)
+        response = ScsiResponse(itt=itt, status=2, stat_sn=pair.initiator.writer.exp_stat_sn)
+        (event,) = pair.initiator.receive(frame(response, b"\0"))
+        assert isinstance(event, CommandFinished)
+        assert (event.status, event.sense) == (2, b"")
 
     def test_an_answer_that_nothing_asked_for(self) -> None:
         pair = logged_in(Pair(settings(limits=Limits("None", "None"))))

@@ -46,6 +46,19 @@ def test_what_the_window_does_not_take_waits_in_order() -> None:
     assert followers == [1, 2, 3]
 
 
+def test_a_waiting_request_can_be_withdrawn() -> None:
+    writer = RequestWriter(1, Parameters())
+    for itt in (1, 2, 3):
+        writer.request(ScsiCommand(itt=itt))
+    assert [writer.is_waiting(itt) for itt in (1, 2, 3)] == [False, True, True]
+    for itt in (1, 2):  # the first one is on its way already
+        writer.withdraw(itt)
+    writer.account(numbers(0, 2, 9))
+    whole = sent(writer)
+    numbered = [ScsiCommand.unpack(whole, at) for at in (0, 48)]
+    assert [(pdu.itt, pdu.cmd_sn) for pdu in numbered] == [(1, 1), (3, 2)]
+
+
 @pytest.mark.parametrize(
     ("exp_cmd_sn", "max_cmd_sn", "result"),
     [
