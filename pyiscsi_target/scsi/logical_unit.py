@@ -54,6 +54,7 @@ class DiskSettings:
     write_cache: bool = True
     thin: bool = True
     removable: bool = False
+    space_warning_bytes: int = 0  # soft threshold of what the medium has left; 0: none
 
 
 @dataclass(slots=True)
@@ -110,6 +111,7 @@ class LogicalUnit:
         self.tasks = TaskSet()
         self.ranges = BlockRanges()
         self.ejected = False
+        self._space_is_low = False
         self.target_ports: tuple[int, ...] = ()
         self.reservations_changing = asyncio.Lock()
         self._reservation_store = reservation_store or VolatileReservations()
@@ -127,6 +129,17 @@ class LogicalUnit:
         self.block_count = self.store.size_bytes // self.block_size
         if before not in (None, self.block_count):
             self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
+
+    def notice_space(self, available_bytes: int | None) -> None:
+        """The medium has so much left: all hear when it falls below the soft threshold.
+
+        SBC-4 clause 4.7.3.7.3; told again when it was above it in between.
+        """
+        low = available_bytes is not None and available_bytes < self.settings.space_warning_bytes
+        if low and not self._space_is_low:
+            logger.warning("%s: only %d bytes are left on its medium", self.name, available_bytes)
+            self.attentions.establish_for_others(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED)
+        self._space_is_low = low
 
     # The hot path: no calls that a plain READ or WRITE does not need.
 
@@ -241,7 +254,8 @@ class LogicalUnit:
     async def change_reservations(self, task: Task, request: Request) -> Result:
         """Do a PERSISTENT RESERVE OUT: compute, save, commit, tell, abort, answer GOOD.
 
-        Nothing of it can be seen before it is durable. Raises ReservationConflict and ScsiError.
+        Nothing of it can be seen before it is durable, and nothing that it forbids reaches the
+        medium after GOOD. Raises ReservationConflict and ScsiError.
         """
         async with self.reservations_changing:
             if task.aborted:
@@ -254,8 +268,8 @@ class LogicalUnit:
             except ReservationsNotSaved as error:
                 logger.error("reservations of %s are not saved: %s", self.name, error)
                 raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
-            aborted = self._abort_preempted(result.aborts, task)
-        await self.tasks.ended(aborted)  # nothing of the preempted reaches the medium after GOOD
+            ending = self._abort_preempted(result.aborts, task) + self._forbidden_writes()
+        await self.tasks.ended(ending)
         return Result()
 
     async def purge_registrations(self, initiator: str) -> int:
@@ -267,8 +281,8 @@ class LogicalUnit:
         async with self.reservations_changing:
             result = purge(self._reservations, initiator)
             await self._commit(result)
-            aborted = self._abort_preempted(result.aborts)
-        await self.tasks.ended(aborted)
+            ending = self._abort_preempted(result.aborts) + self._forbidden_writes()
+        await self.tasks.ended(ending)
         return len(result.aborts)
 
     async def _commit(self, result: Change) -> None:
@@ -291,18 +305,35 @@ class LogicalUnit:
         self.prevented_by -= {nexus for nexus in self.prevented_by if nexus.key in preempted}
         return chosen
 
-    def abort(self, tasks: list[Task], by: Nexus | None = None) -> None:
+    def _forbidden_writes(self) -> list[Task]:
+        """What began before a reservation that forbids it, and may still reach the medium.
+
+        A PREEMPT without AND ABORT lets it end (SPC-5 clause 5.14.11.4), and so does any other
+        request; who asked may write as soon as he has his GOOD, so it comes after that end. What
+        waits for its turn or for its data has not begun: it will meet the reservation.
+        """
+        return [
+            task
+            for task in self.tasks.begun()
+            if self._find(task).writes
+            and self._reservations.conflicts(task.nexus.key, Access.WRITES)
+        ]
+
+    def abort(self, tasks: list[Task], by: Nexus | None = None) -> list[Task]:
         """Abort tasks on behalf of the nexus `by` (None: of nobody who would be told).
 
         With TAS=1 a task of another nexus is answered with TASK ABORTED (SPC-5 clause 7.5.8), so
-        `answer_aborted` is set on it.
+        `answer_aborted` is set on it. Returns those that were not aborted before: whoever is first
+        decides whether there is an answer.
         """
-        for task in tasks:
+        alive = [task for task in tasks if not task.aborted]
+        for task in alive:
             task.answer_aborted = (
                 self.mode.task_aborted_status and by is not None and task.nexus is not by
             )
-        self.tasks.abort(tasks)
+        self.tasks.abort(alive)
         self.ranges.wake()
+        return alive
 
     # Off the hot path
 
@@ -358,6 +389,7 @@ class LogicalUnit:
             # No command causes an ACA condition (NORMACA=0), so none can belong to one.
             raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_MESSAGE_ERROR)
         if self.tasks.must_wait(task):
+            self.tasks.queue(task)
             return self._run_later(row, task)
         return row.handler(self, task)
 

@@ -5,7 +5,7 @@ the blocks that they are working on. Neither knows what a command does.
 """
 
 from asyncio import Future, get_running_loop, sleep
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from .task import Task, TaskAttribute
 
@@ -63,11 +63,12 @@ class TaskSet:
     and HEAD OF QUEUE ones, the only ones that make others wait.
     """
 
-    __slots__ = ("_waiters", "barriers", "unfinished")
+    __slots__ = ("_queued", "_waiters", "barriers", "unfinished")
 
     def __init__(self) -> None:
         self.unfinished: dict[Task, bool] = {}
         self.barriers = 0
+        self._queued: set[Task] = set()
         self._waiters = _Waiters()
 
     def enter(self, task: Task, *, executing: bool) -> None:
@@ -78,6 +79,7 @@ class TaskSet:
 
     def finish(self, task: Task) -> None:
         """The task has ended, or never entered."""
+        self._queued.discard(task)
         if self.unfinished.pop(task, None) is None:
             return
         if task.attribute in _BARRIERS:
@@ -99,16 +101,33 @@ class TaskSet:
                 return True
         return False
 
+    def queue(self, task: Task) -> None:
+        """The task has to wait for its `turn`: it has not begun."""
+        self._queued.add(task)
+
     async def turn(self, task: Task) -> None:
         """Return when the task may start. Raises TaskAborted."""
         while not task.aborted and self.must_wait(task):
             await self._waiters.wait()
+        self._queued.discard(task)
         if task.aborted:
             raise TaskAborted
 
     def select(self, chosen: Callable[[Task], bool]) -> list[Task]:
         """The unfinished tasks that `chosen` picks, oldest first."""
         return [task for task in self.unfinished if chosen(task)]
+
+    def begun(self) -> Iterator[Task]:
+        """The tasks that are executing and do not wait for their turn, aborted or not."""
+        return (
+            task
+            for task, executing in self.unfinished.items()
+            if executing and task not in self._queued
+        )
+
+    def alive(self) -> Iterator[Task]:
+        """The unfinished tasks that nobody has aborted, oldest first."""
+        return (task for task in self.unfinished if not task.aborted)
 
     def abort(self, tasks: Iterable[Task]) -> None:
         """Mark the tasks aborted. One in transfer is gone at once, the others end by themselves.

@@ -14,10 +14,12 @@ from .sense import Asc, ScsiError, SenseKey, encode_sense, no_sense
 from .task import Nexus, Outcome, Result, Status, Task
 from .task_management import (
     ACTIONS,
+    QUERIES,
     Aborted,
     Scope,
     TaskManagementFunction,
     TaskManagementResponse,
+    ask,
     perform,
 )
 
@@ -194,19 +196,24 @@ class TargetDevice:
         self, function: TaskManagementFunction, nexus: Nexus, lun: int, tag: int
     ) -> tuple[TaskManagementResponse, Aborted]:
         action = ACTIONS.get(function)
-        if action is None:
-            return _WITHOUT_ACTION.get(function, TaskManagementResponse.FUNCTION_NOT_SUPPORTED), []
-        if action.scope is Scope.ALL_LUNS:
+        if action is None and function not in QUERIES:
+            # CLEAR ACA: no ACA condition ever exists (NORMACA=0)
+            return TaskManagementResponse.FUNCTION_NOT_SUPPORTED, []
+        if action is not None and action.scope is Scope.ALL_LUNS:
             units = list(dict.fromkeys(nexus.luns.values()))
         else:
             lu = nexus.luns.get(lun_number(lun))
             if lu is None:
                 return TaskManagementResponse.INCORRECT_LOGICAL_UNIT_NUMBER, []
             units = [lu]
+        if action is None:
+            return ask(function, units[0], nexus, tag), []
         response, aborted = perform(action, units, nexus, tag)
         if function is TaskManagementFunction.I_T_NEXUS_RESET:
             self.detach(nexus, lost=True)
             self.attach(nexus)
+        elif function is TaskManagementFunction.TARGET_COLD_RESET:
+            self._remembered.clear()  # a power on: new sessions hear of that, not of their loss
         return response, aborted
 
 
@@ -214,13 +221,6 @@ async def _when_ended(response: TaskManagementResponse, aborted: Aborted) -> Tas
     for lu, tasks in aborted:
         await lu.tasks.ended(tasks)
     return response
-
-
-# No ACA condition ever exists (NORMACA=0). QUERY ASYNC EVENT succeeds only where an asynchronous
-# event is pending, of which there are none to be asked for (SAM-6 clause 7.9).
-_WITHOUT_ACTION = {
-    TaskManagementFunction.QUERY_ASYNC_EVENT: TaskManagementResponse.FUNCTION_COMPLETE,
-}
 
 
 def _refusal_without_unit(well_known: bool) -> ScsiError:

@@ -447,17 +447,70 @@ def test_lost_information_keeps_everybody_out_until_it_is_replaced() -> None:
     assert run(lu, TWO, WRITE, [bytes(512)]).status == Status.RESERVATION_CONFLICT
 
 
-async def test_plain_preempt_aborts_nothing() -> None:
+def plain_preempt(attribute: TaskAttribute = TaskAttribute.SIMPLE) -> Task:
+    return task_for(TWO, out_cdb(PREEMPT, WE_RO).hex(), [keys(KEY_2, KEY_1)], attribute)
+
+
+async def test_plain_preempt_lets_what_has_begun_end_first() -> None:
+    """It aborts nothing, and yet nothing of the preempted lands after its GOOD."""
     lu, medium = make_gated_disk(held())
     task = task_for(ONE, WRITE, [bytes(512)])
     writing = start(lu.execute(task))
+    reading = start(lu.execute(task_for(ONE, "28 00 00000000 00 0001")))
     await settle()
-    parameters = [keys(KEY_2, KEY_1)]
-    pending = start(lu.execute(task_for(TWO, out_cdb(PREEMPT, WE_RO).hex(), parameters)))
-    assert (await pending).status == Status.GOOD
+    pending = start(lu.execute(plain_preempt()))
+    await settle()
+    assert not pending.done()
     assert not task.aborted
+    assert run(lu, ONE, WRITE, [bytes(512)]).status == Status.RESERVATION_CONFLICT
     medium.gate.set()
     assert (await writing).status == Status.GOOD
+    assert (await pending).status == Status.GOOD
+    assert (await reading).status == Status.GOOD
+
+
+async def test_plain_preempt_does_not_wait_for_those_who_may_go_on() -> None:
+    lu, medium = make_gated_disk(held())
+    working = [start(lu.execute(task_for(nexus, WRITE, [bytes(512)]))) for nexus in (TWO, THREE)]
+    reading = start(lu.execute(task_for(ONE, "28 00 00000000 00 0001")))
+    await settle()
+    assert (await start(lu.execute(plain_preempt()))).status == Status.GOOD
+    medium.gate.set()
+    await asyncio.gather(*working, reading)
+
+
+async def test_plain_preempt_does_not_wait_for_what_has_not_begun() -> None:
+    """Neither for a write in transfer, nor for one that waits for its turn, even behind itself."""
+    lu, medium = make_gated_disk(held())
+    transferring = task_for(ONE, WRITE)
+    lu.tasks.enter(transferring, executing=False)
+    ordered = task_for(ONE, WRITE, [bytes(512)], TaskAttribute.ORDERED)
+    waiting = [start(lu.execute(ordered))]
+    store = Store()
+    lu._reservation_store = store
+    pending = start(lu.execute(plain_preempt(TaskAttribute.HEAD_OF_QUEUE)))
+    await settle()
+    behind = task_for(ONE, WRITE, [bytes(512)])
+    waiting.append(start(lu.execute(behind)))
+    store.gate.set()  # while that one has not even taken its first step
+    assert (await pending).status == Status.GOOD
+    lu.tasks.finish(transferring)
+    for write in waiting:
+        assert (await write).status == Status.RESERVATION_CONFLICT
+    assert not medium.log
+
+
+async def test_a_reserve_lets_the_writes_of_strangers_end_first() -> None:
+    lu, medium = make_gated_disk(State({TWO.key: KEY_2}))
+    writing = start(lu.execute(task_for(ONE, WRITE, [bytes(512)])))
+    await settle()
+    reserve = task_for(TWO, out_cdb(RESERVE, WE_RO).hex(), [keys(KEY_2)])
+    pending = start(lu.execute(reserve))
+    await settle()
+    assert not pending.done()
+    medium.gate.set()
+    assert (await pending).status == Status.GOOD
+    assert writing.done()
 
 
 async def test_an_aborted_request_that_waits_is_not_carried_out() -> None:
