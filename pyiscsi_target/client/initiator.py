@@ -57,5 +57,10 @@ class Initiator:
         if self.data_digest:
             limits = replace(limits, data_digest=CRC32C)
         return InitiatorSettings(
-            self.name, target, self.isid, limits=limits, credentials=self.credentials
+            self.name,
+            target,
+            self.isid,
+            limits=limits,
+            credentials=self.credentials,
+            strict=False,
         )

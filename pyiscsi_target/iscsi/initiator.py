@@ -348,7 +348,8 @@ class InitiatorConnection:
         pdu = ScsiResponse.unpack(*header)
         pending = self._command_of(pdu.itt)
         self.writer.account(pdu)
-        if not pdu.response and pdu.exp_data_sn != pending.data_pdus + pending.r2ts:
+        counted = pdu.exp_data_sn == pending.data_pdus + pending.r2ts
+        if self.settings.strict and not pdu.response and not counted:
             raise ProtocolError("ExpDataSN is not the number of Data-In and R2T PDUs")
         sense = b""
         if len(data) >= _SENSE_LENGTH.size:

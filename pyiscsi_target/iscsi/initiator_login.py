@@ -45,7 +45,8 @@ class InitiatorSettings:
 
     `tsih` non-zero reinstates the connection `cid` of that session (section 6.3.4).
     `security_stage` False begins in the operational stage. `further_keys` are declared besides, in
-    the operational stage: InitiatorAlias, X- keys.
+    the operational stage: InitiatorAlias, X- keys. `strict` False overlooks mistakes that harm
+    nobody at error recovery level 0: an ExpDataSN that leaves out the R2Ts, as tgtd counts.
     """
 
     initiator_name: str
@@ -58,6 +59,7 @@ class InitiatorSettings:
     credentials: Credentials | None = None
     security_stage: bool = True
     further_keys: tuple[tuple[str, str], ...] = ()
+    strict: bool = True
 
 
 class LoginRefused(ProtocolError):
