@@ -20,6 +20,7 @@ _BIT_VALID = 0x08
 
 _INFORMATION, _COMMAND_SPECIFIC, _SENSE_KEY_SPECIFIC = 0x00, 0x01, 0x02
 
+_KEY_NAMES = {key.value: key.name.replace("_", " ") for key in SenseKey}
 _ASC_NAMES = {asc.value: asc.name.replace("_", " ") for asc in Asc}
 
 
@@ -90,12 +91,9 @@ class Sense:
         )
 
     def __str__(self) -> str:
-        key = SenseKey(self.key).name.replace("_", " ") if self.key in _SENSE_KEYS else self.key
+        key = _KEY_NAMES.get(self.key, f"sense key {self.key:X}h")
         name = _ASC_NAMES.get(self.code)
         return f"{key}, {self.asc:02X}h/{self.ascq:02X}h" + (f" {name}" if name else "")
-
-
-_SENSE_KEYS = frozenset(SenseKey)
 
 
 def _descriptors(raw: bytes) -> dict[int, bytes]:
