@@ -37,6 +37,7 @@ from .storage.base import BackingStore, StorageError
 from .storage.open import open_store
 
 WATCH_INTERVAL_S = 1.0
+SPACE_INTERVAL_S = 10.0  # between looks at how much room the disks' file systems have
 LOGOUT_GRACE_S = 1.0  # between the last word to an initiator that stays and the end
 
 # What a host without IPv6 says to the wildcard that the default portals name.
@@ -101,6 +102,7 @@ class Application:
             await self._close_disks()
             raise
         self._background.append(asyncio.create_task(self._watch()))
+        self._background.append(asyncio.create_task(self._watch_space()))
         self._warn_of_closed_targets()
         log_event(_log, logging.INFO, "ready", targets=len(self._devices), disks=len(self._units))
 
@@ -125,6 +127,7 @@ class Application:
                 write_cache=disk.write_cache,
                 thin=disk.thin,
                 removable=disk.removable,
+                space_warning_bytes=disk.space_warning,
             )
             self._units[name] = LogicalUnit(
                 name, store, identities[name], settings, reservations, reservations.load(name)
@@ -267,6 +270,17 @@ class Application:
                     connection.close("no answer to a ping")
                 elif now_s - connection.heard_at_s > server.ping_interval_s:
                     connection.ping(now_s)
+
+    async def _watch_space(self) -> None:
+        """Warn initiators before thin disks have no room left."""
+        while True:
+            await asyncio.sleep(SPACE_INTERVAL_S)
+            for unit in self._units.values():
+                if unit.thin and unit.settings.space_warning_bytes:
+                    try:
+                        unit.notice_space(await unit.store.available_bytes())
+                    except StorageError as error:
+                        log_event(_log, logging.ERROR, "no_space_known", reason=error)
 
     # Figures for metrics (`admin.metrics.Figures`)
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -508,3 +509,21 @@ async def seen_in_discovery(live: Live) -> None:
     session = await live.log_in(None)
     await session.log_out()
     assert live.events("logout")[-1]["target"] == "discovery"
+
+
+# Space
+
+
+async def test_a_file_system_that_runs_low_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, to who is there, and the session goes on."""
+    monkeypatch.setattr(app_module, "SPACE_INTERVAL_S", 0.001)
+    disk = {"path": "disk.img", "size": MIB, "space_warning": 0}
+    async with serving(config_of(tmp_path, disks={"disk": disk}), tmp_path) as live:
+        peer = await live.log_in()
+        unit = live.app._units["disk"]
+        unit.settings = replace(unit.settings, space_warning_bytes=1 << 50)
+        await live.until(lambda: bool(unit.attentions.pending))
+        assert (await peer.command(bytes(6))).asc == (0x38, 0x07)
+        assert not (await peer.command(bytes(6))).status

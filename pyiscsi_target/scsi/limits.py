@@ -27,3 +27,7 @@ ATOMIC_ALIGNMENT = 0
 ATOMIC_TRANSFER_LENGTH_GRANULARITY = 0
 MAXIMUM_ATOMIC_TRANSFER_LENGTH_WITH_ATOMIC_BOUNDARY = 0
 MAXIMUM_ATOMIC_BOUNDARY_SIZE = 0
+
+# What logical block provisioning counts in (SBC-4 clause 4.7.3.7): the THRESHOLD EXPONENT of page
+# B2h says how many blocks these are; log page 0Ch and mode page 1Ch/02h have the counts.
+THRESHOLD_SET_BYTES = 1 << 20

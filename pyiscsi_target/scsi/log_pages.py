@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from construct import BitsInteger, BitStruct, Byte, Flag, GreedyBytes, Int16ub, Prefixed, Struct
 
 from ..storage.base import Provisioning
+from .limits import THRESHOLD_SET_BYTES
 from .sense import invalid_cdb_field
 from .task import Outcome, Result, Task
-from .vpd import THRESHOLD_SET_BYTES
 
 if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
@@ -37,11 +37,14 @@ BINARY_LIST = 0b11
 TOTAL_BYTES_PROCESSED = 0x0005
 TOTAL_UNCORRECTED_ERRORS = 0x0006
 
-# Parameter code of the logical block provisioning page (SBC-4)
+# Parameter codes of the logical block provisioning page (SBC-4)
+AVAILABLE_LBA_MAPPING_RESOURCE_COUNT = 0x0001
 USED_LBA_MAPPING_RESOURCE_COUNT = 0x0002
 DEDICATED_TO_LOGICAL_UNIT = 0x01
+SHARED_WITH_OTHERS = 0x02
 
 NOT_AVAILABLE = 0xFF  # a temperature that nobody measures (SPC-5, Temperature log page)
+_COUNT_MAXIMUM = 0xFFFF_FFFF
 _EXTENTS_AT_ONCE = 1024
 
 # SPC-5 clause 7.3, log page structure
@@ -124,10 +127,22 @@ async def _mapped_bytes(lu: "LogicalUnit") -> int:
 
 
 async def _logical_block_provisioning(lu: "LogicalUnit") -> Parameters:
-    """Logical Block Provisioning (SBC-4): used resources, counted in threshold sets, rounded up."""
-    sets = -(-await _mapped_bytes(lu) // THRESHOLD_SET_BYTES)
-    value = sets.to_bytes(4, "big") + bytes((DEDICATED_TO_LOGICAL_UNIT, 0, 0, 0))
-    return [Parameter(USED_LBA_MAPPING_RESOURCE_COUNT, BINARY_LIST, value)]
+    """Logical Block Provisioning (SBC-4): resources, counted in threshold sets.
+
+    What is used is rounded up. What is available, where that is known, is the file system's.
+    """
+    used_sets = -(-await _mapped_bytes(lu) // THRESHOLD_SET_BYTES)
+    used = _resources(USED_LBA_MAPPING_RESOURCE_COUNT, used_sets, DEDICATED_TO_LOGICAL_UNIT)
+    available_bytes = await lu.store.available_bytes()
+    if available_bytes is None:
+        return [used]
+    sets = available_bytes // THRESHOLD_SET_BYTES
+    return [_resources(AVAILABLE_LBA_MAPPING_RESOURCE_COUNT, sets, SHARED_WITH_OTHERS), used]
+
+
+def _resources(code: int, sets: int, scope: int) -> Parameter:
+    value = min(sets, _COUNT_MAXIMUM).to_bytes(4, "big") + bytes((scope, 0, 0, 0))
+    return Parameter(code, BINARY_LIST, value)
 
 
 def _temperature(lu: "LogicalUnit") -> Parameters:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from construct import BitsInteger, BitStruct, Default, Padding
 
+from .limits import THRESHOLD_SET_BYTES
 from .sense import invalid_parameter_field
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ PageKey = tuple[int, int]  # page code, subpage code
 
 CACHING_KEY: PageKey = (0x08, 0x00)
 CONTROL_KEY: PageKey = (0x0A, 0x00)
+PROVISIONING_KEY: PageKey = (0x1C, 0x02)
 
 
 def _bits(width: int) -> Any:
@@ -135,6 +137,21 @@ INFORMATIONAL_EXCEPTIONS_CONTROL = BitStruct(
     "report_count" / _bits(32),
 )
 
+# SBC-4, Logical Block Provisioning mode page, with one threshold descriptor
+LOGICAL_BLOCK_PROVISIONING = BitStruct(
+    Padding(7),
+    "situa" / _bits(1),
+    Padding(11 * 8),
+    "enabled" / _bits(1),
+    Padding(1),
+    "threshold_type" / _bits(3),
+    "threshold_arming" / _bits(3),
+    "threshold_resource" / _bits(8),
+    Padding(16),
+    "threshold_count" / _bits(32),
+)
+AVAILABLE_LBA_MAPPING_RESOURCE = 0x01
+
 Fields = Mapping[str, int]
 
 
@@ -173,6 +190,15 @@ def _nothing(settings: "DiskSettings") -> Fields:
     return {}
 
 
+def _space_warning(settings: "DiskSettings") -> Fields:
+    """A soft threshold that is reached when what is available falls to it."""
+    return {
+        "enabled": int(settings.space_warning_bytes > 0),
+        "threshold_resource": AVAILABLE_LBA_MAPPING_RESOURCE,
+        "threshold_count": settings.space_warning_bytes // THRESHOLD_SET_BYTES,
+    }
+
+
 def _cache_if_configured(settings: "DiskSettings") -> Fields:
     """WCE; an initiator cannot turn on a cache that the configuration forbids."""
     return {"wce": int(settings.write_cache)}
@@ -200,6 +226,13 @@ PAGES: tuple[ModePage, ...] = (
         "Informational Exceptions Control",
         INFORMATIONAL_EXCEPTIONS_CONTROL,
         lambda _: {"dexcpt": 1},
+        _nothing,
+    ),
+    ModePage(
+        *PROVISIONING_KEY,
+        "Logical Block Provisioning",
+        LOGICAL_BLOCK_PROVISIONING,
+        _space_warning,
         _nothing,
     ),
 )

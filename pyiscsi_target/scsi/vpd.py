@@ -52,9 +52,6 @@ MEDIUM_NON_ROTATING = 1
 PROVISIONING_FULL = 0
 PROVISIONING_THIN = 2
 
-# SBC-4, THRESHOLD EXPONENT: the unit in which log page 0Ch counts. No threshold can be armed yet.
-THRESHOLD_SET_BYTES = 1 << 20
-
 PAGE = Struct("peripheral" / Byte, "page_code" / Byte, "content" / Prefixed(Int16ub, GreedyBytes))
 
 # SPC-5 clause 7.7.6, designation descriptor
@@ -303,7 +300,7 @@ def _logical_block_provisioning(lu: "LogicalUnit", nexus: "Nexus") -> bytes:
         "anc_sup": False,
         "dp": False,
     }
-    set_blocks = THRESHOLD_SET_BYTES // lu.block_size
+    set_blocks = limits.THRESHOLD_SET_BYTES // lu.block_size
     content: bytes = LOGICAL_BLOCK_PROVISIONING.build(
         {
             "threshold_exponent": set_blocks.bit_length() - 1 if thin else 0,

@@ -39,6 +39,7 @@ from .config_values import (
     read_secret,
 )
 
+MAX_SPACE_WARNING_BYTES = 1 << 50  # the mode page's count has 32 bits
 MAX_LUN = 255  # Windows asks for no more, and single-level LUNs need one byte
 
 _OFFERED = EngineLimits()
@@ -114,6 +115,13 @@ def _printable_ascii(value: str) -> str:
     if not (value.isascii() and value.isprintable()):
         raise ValueError("has characters other than printable ASCII; use letters and digits")
     return value
+
+
+def _parse_space_warning(value: object) -> int:
+    size_bytes = 0 if value == 0 and not isinstance(value, bool) else parse_size(value)
+    if size_bytes > MAX_SPACE_WARNING_BYTES:
+        raise ValueError(f"is too much; write at most {format_size(MAX_SPACE_WARNING_BYTES)}")
+    return size_bytes
 
 
 Size = Annotated[int, BeforeValidator(parse_size)]
@@ -223,6 +231,7 @@ class DiskConfig(_Section):
     removable: bool = False
     write_cache: bool = True
     thin: bool = True
+    space_warning: Annotated[int, BeforeValidator(_parse_space_warning)] = 1 << 30
     vendor: Annotated[str, AfterValidator(_printable_ascii)] | None = Field(
         default=None, min_length=1, max_length=VENDOR_LENGTH
     )

@@ -142,6 +142,10 @@ class BackingStore(ABC):
         """
         raise StorageError(StorageFault.INVALID, "this kind of disk has the size that it has")
 
+    async def available_bytes(self) -> int | None:
+        """How much the medium can still take for blocks that are not mapped; None: who knows."""
+        return None
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:  # noqa: B027
         """Bring the range into the host's cache, or do nothing."""
 

@@ -391,6 +391,10 @@ class BlockImage(BackingStore):
 
     # The rest
 
+    async def available_bytes(self) -> int | None:
+        """See `BackingStore.available_bytes`."""
+        return await self.file.available_bytes()
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.prefetch`."""
         for block, start, end, _ in self._split(offset_bytes, length_bytes):

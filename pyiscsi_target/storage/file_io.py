@@ -277,6 +277,19 @@ class FileIo:
         """Grow the file (with a hole) or shrink it, in a thread. Raises StorageError."""
         await self._workers.run(self.set_size_blocking, size_bytes)
 
+    async def available_bytes(self) -> int | None:
+        """How much the file system has left for this process; None for memory and devices."""
+        if self._memory or self._allocation_unit_bytes > 1 or not hasattr(os, "fstatvfs"):
+            return None
+        return await self._workers.run(self._available_bytes)
+
+    def _available_bytes(self) -> int:
+        try:
+            found = os.fstatvfs(self._fd)
+        except OSError as error:
+            raise storage_error(error, "ask for space", self.name) from error
+        return found.f_bavail * found.f_frsize
+
     # Blocking calls, for opening, creating and checking images
 
     def read_blocking(self, offset_bytes: int, length_bytes: int) -> bytes:

@@ -50,6 +50,9 @@ class FilterStore(BackingStore):
         await self.inner.resize(size_bytes)
         self.size_bytes = self.inner.size_bytes
 
+    async def available_bytes(self) -> int | None:
+        return await self.inner.available_bytes()
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         await self.inner.prefetch(offset_bytes, length_bytes)
 

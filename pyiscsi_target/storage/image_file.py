@@ -68,6 +68,9 @@ class ImageFile(Protocol):
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """Bring the range into the host's cache, or do nothing."""
 
+    async def available_bytes(self) -> int | None:
+        """How much the file can still grow; None where nobody knows."""
+
     async def close(self) -> None:
         """Flush and close. Idempotent."""
 

@@ -78,6 +78,10 @@ class RawStore(BackingStore):
         await self._io.flush()
         self.size_bytes = size_bytes
 
+    async def available_bytes(self) -> int | None:
+        """See `BackingStore.available_bytes`."""
+        return await self._io.available_bytes()
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.prefetch`."""
         await self._io.prefetch(offset_bytes, length_bytes)

@@ -131,6 +131,19 @@ def test_used_resources_are_what_the_store_holds_rounded_up() -> None:
     assert parameters == {2: (3, (4).to_bytes(4) + b"\x01\0\0\0")}
 
 
+def test_available_resources_are_what_the_medium_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lu = make_disk(size_bytes=16 * MIB)
+
+    async def available_bytes() -> int:
+        return 7 * MIB - 1
+
+    monkeypatch.setattr(lu.store, "available_bytes", available_bytes)
+    parameters = parameters_of(content_of(data_of(log_sense(lu, 0x0C)), 0x0C))
+    assert parameters[1] == (3, (6).to_bytes(4) + b"\x02\0\0\0")
+
+
 def test_used_resources_of_more_extents_than_are_asked_for_at_once() -> None:
     lu = make_disk(size_bytes=6000 * 4096)
     store_of(lu).mapped = [

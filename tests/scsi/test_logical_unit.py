@@ -97,6 +97,27 @@ def test_a_new_size_is_told_to_all() -> None:
         assert run(lu, nexus, CAPACITY).data == bytes.fromhex("00000fff00000200")
 
 
+MIB = 1 << 20
+
+
+def test_low_space_is_told_to_all_once() -> None:
+    lu = make_disk(DiskSettings(space_warning_bytes=MIB))
+    for nexus in (ONE, TWO):
+        lu.attentions.attach(nexus)
+    low = {nexus: [Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED] for nexus in (ONE, TWO)}
+    for available_bytes in (None, MIB):
+        lu.notice_space(available_bytes)
+        assert not lu.attentions.pending
+    lu.notice_space(MIB - 1)
+    assert lu.attentions.pending == low
+    lu.attentions.pending.clear()
+    lu.notice_space(0)
+    assert not lu.attentions.pending
+    lu.notice_space(MIB)
+    lu.notice_space(0)
+    assert lu.attentions.pending == low
+
+
 # Ejected, write protected
 
 

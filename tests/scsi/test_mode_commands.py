@@ -26,6 +26,7 @@ DISCONNECT = "020e" + "00" * 14
 CACHING = "081204" + "00" * 17
 CONTROL = "0a0a0210" + "00" * 8
 EXCEPTIONS = "1c0a08" + "00" * 9
+PROVISIONING = "5c020014" + "00" * 13 + "01" + "00" * 6  # no threshold
 ALL_PAGES = RECOVERY + DISCONNECT + CACHING + CONTROL + EXCEPTIONS
 
 BLOCKS = 2048
@@ -71,7 +72,9 @@ def select_10(lu: LogicalUnit, nexus: Nexus, parameters: str, *, flags: int = 0x
         (0x0A, 0x00, CONTROL),
         (0x1C, 0x00, EXCEPTIONS),
         (0x3F, 0x00, ALL_PAGES),
-        (0x3F, 0xFF, ALL_PAGES),
+        (0x1C, 0x02, PROVISIONING),
+        (0x1C, 0xFF, EXCEPTIONS + PROVISIONING),
+        (0x3F, 0xFF, ALL_PAGES + PROVISIONING),
     ],
 )
 @pytest.mark.parametrize("page_control", [0, 2])

@@ -5,13 +5,22 @@ from pyiscsi_target.scsi.mode_pages import (
     CACHING_KEY,
     CONTROL_KEY,
     PAGES,
+    PROVISIONING_KEY,
+    SUBPAGE_FORMAT,
     ModePage,
     ModeState,
 )
 from pyiscsi_target.scsi.sense import ScsiError
 
 # SBC-4 and SPC-5: the PAGE LENGTH of each page
-LENGTHS = {0x01: 0x0A, 0x02: 0x0E, 0x08: 0x12, 0x0A: 0x0A, 0x1C: 0x0A}
+LENGTHS = {
+    (0x01, 0x00): 0x0A,
+    (0x02, 0x00): 0x0E,
+    (0x08, 0x00): 0x12,
+    (0x0A, 0x00): 0x0A,
+    (0x1C, 0x00): 0x0A,
+    (0x1C, 0x02): 0x14,
+}
 
 D_SENSE = bytes.fromhex("06 10 00 00 0000 0000 0000")
 SWP_AND_TAS = bytes.fromhex("02 10 08 40 0000 0000 0000")
@@ -20,9 +29,17 @@ SWP_AND_TAS = bytes.fromhex("02 10 08 40 0000 0000 0000")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_page_lengths(page: ModePage) -> None:
     state = ModeState(DiskSettings())
-    length = LENGTHS[page.code]
+    length = LENGTHS[page.key]
     assert len(state.current[page.key]) == len(state.changeable[page.key]) == length
-    assert page.header(length) == bytes((page.code, length))
+    short = bytes((page.code, length))
+    long = bytes((page.code | SUBPAGE_FORMAT, page.subpage, 0, length))
+    assert page.header(length) == (long if page.subpage else short)
+
+
+def test_the_soft_threshold() -> None:
+    """SBC-4: enabled, soft, decreasing, of the available resources, in threshold sets."""
+    body = ModeState(DiskSettings(space_warning_bytes=5 << 30)).current[PROVISIONING_KEY]
+    assert body == bytes(12) + bytes.fromhex("80 01 0000 00001400")
 
 
 def test_pages_are_in_ascending_order() -> None:

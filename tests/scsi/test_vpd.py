@@ -140,7 +140,7 @@ def test_a_thin_disk_claims_all_ways_to_unmap_and_reads_zeroes(
 ) -> None:
     lu = make_disk(DiskSettings(block_size, 4096, thin=True))
     assert read_page(lu, 0xB2) == bytes((exponent, 0b1110_0100, 0x02, 0))
-    assert block_size << exponent == vpd.THRESHOLD_SET_BYTES
+    assert block_size << exponent == limits.THRESHOLD_SET_BYTES
 
 
 def test_block_device_characteristics_have_the_length_that_windows_wants() -> None:

@@ -44,11 +44,20 @@ def rule(value: object) -> InitiatorRule:
         {"path": ""},
         {"path": "ram:"},
         {"thin": 1},
+        {"space_warning": -1},
+        {"space_warning": False},
+        {"space_warning": "2 PiB"},
     ],
 )
 def test_disks_that_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         disk(**keys)
+
+
+def test_the_space_warning() -> None:
+    assert disk().space_warning == 1 << 30
+    assert disk(space_warning=0).space_warning == 0
+    assert disk(space_warning="5 GiB").space_warning == 5 << 30
 
 
 def test_disk_defaults() -> None:

@@ -1,6 +1,7 @@
 """RawStore does the same on every platform: each test runs on all of conftest's variants."""
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -391,4 +392,18 @@ async def test_shrinks_only_where_nothing_is(variant: Variant, opener: Opener) -
     ]:  # else the platform cannot tell
         await store.resize(3 * SIZE_BYTES // 4)
         assert store.size_bytes == 3 * SIZE_BYTES // 4
+    await store.close()
+
+
+async def test_what_is_left_is_what_the_file_system_says(
+    variant: Variant, opener: Opener, tmp_path: Path
+) -> None:
+    store = opener(variant.path, SIZE_BYTES)
+    left = await store.available_bytes()
+    if variant.name == "memory":
+        assert left is None
+    elif not is_memory(variant):
+        found = os.statvfs(tmp_path)
+        assert left is not None
+        assert abs(left - found.f_bavail * found.f_frsize) < 1 << 30  # others write meanwhile
     await store.close()

@@ -146,6 +146,9 @@ class RecordingFile:
     ) -> list[tuple[int, int]]:
         return [(offset_bytes, offset_bytes + length_bytes)]
 
+    async def available_bytes(self) -> int | None:
+        return None if self.space_bytes is None else self.space_bytes - self.size_bytes
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         pass
 
