@@ -190,7 +190,7 @@ class TargetLogin:
         name = pairs.get("InitiatorName")
         if not name:
             raise LoginError(LoginStatus.MISSING_PARAMETER, "InitiatorName is missing")
-        if len(name.encode()) > NAME_LENGTH or not name.isprintable() or " " in name:
+        if len(name.encode()) > NAME_LENGTH or not name.isprintable() or {" ", ","} & {*name}:
             raise LoginError(LoginStatus.INITIATOR_ERROR, "InitiatorName is no iSCSI name")
         self.initiator_name = name = name.lower()  # names compare without case, RFC 3722
         session_type = pairs.get("SessionType", "Normal")

@@ -97,10 +97,15 @@ class TargetDevice:
         for lu in units:
             lu.attach(nexus, attention)
 
+    def is_attached(self, nexus: Nexus) -> bool:
+        """Whether the nexus lives."""
+        return nexus in self._attached
+
     def detach(self, nexus: Nexus, *, lost: bool) -> None:
         """A session ends, by logout or because it was `lost`: I_T nexus loss either way.
 
         Its tasks are aborted without an answer; those that are executing end by themselves.
+        Idempotent.
         """
         for lu in self._attached.pop(nexus, set()):
             _leave(lu, nexus)

@@ -79,9 +79,10 @@ class SessionRegistry:
         """
         key = session_key(agreement)
         kept = self._session_to_keep(agreement, key)
-        while (old := self.by_key.get(key)) is not None:
-            await old.connection.end("reinstated", nexus_lost=kept is None)
-            self.ended(old)
+        while not connection.closed and (old := self.by_key.get(key)) is not None:
+            await self._replace(old, kept)
+        if kept is not None:
+            _check_alive(kept)
         session = Session(
             tsih=kept.tsih if kept is not None else self._new_tsih(agreement),
             agreement=agreement,
@@ -90,8 +91,8 @@ class SessionRegistry:
         if not connection.closed:
             self._attach(session, kept, address)
             self.by_tsih[session.tsih] = self.by_key[key] = session
-        elif kept is not None and kept.device is not None and kept.nexus is not None:
-            kept.device.detach(kept.nexus, lost=True)
+        elif key not in self.by_key and kept is not None and kept.device and kept.nexus:
+            kept.device.detach(kept.nexus, lost=True)  # nobody goes on with it
         return session
 
     def _session_to_keep(self, agreement: Agreement, key: SessionKey) -> Session | None:
@@ -104,6 +105,19 @@ class SessionRegistry:
         if session.agreement.cid != agreement.cid:
             raise LoginError(LoginStatus.TOO_MANY_CONNECTIONS, "MaxConnections is 1")
         return session
+
+    async def _replace(self, old: Session, kept: Session | None) -> None:
+        """End a session that has the key. Its connection may be ending for another login already.
+
+        Where the nexus of `kept` goes on, so does that of `old`: they are one, for there is one
+        nexus to a key as long as it lives. Raises LoginError where it lives no longer.
+        """
+        if kept is not None:
+            _check_alive(kept)
+        await old.connection.end("reinstated", nexus_lost=kept is None)
+        if kept is None and old.device is not None and old.nexus is not None:
+            old.device.detach(old.nexus, lost=True)
+        self.ended(old)
 
     def _new_tsih(self, agreement: Agreement) -> int:
         name = agreement.terms.name or ""
@@ -155,3 +169,10 @@ class SessionRegistry:
         """Nothing of the session runs any more."""
         if self.by_key.get(session.key) is session:
             del self.by_key[session.key]
+
+
+def _check_alive(kept: Session) -> None:
+    """A login that came later, or a lost connection, may have ended the session meanwhile."""
+    if kept.device is None or kept.nexus is None or kept.device.is_attached(kept.nexus):
+        return
+    raise LoginError(LoginStatus.SESSION_DOES_NOT_EXIST, f"no session {kept.tsih}")

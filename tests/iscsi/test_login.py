@@ -194,6 +194,8 @@ class TestRefusals:
             (names(initiator_name="x" * (NAME_LENGTH + 1)), LoginStatus.INITIATOR_ERROR),
             (names(initiator_name="iqn.a b"), LoginStatus.INITIATOR_ERROR),
             (names(initiator_name="iqn.a\x07b"), LoginStatus.INITIATOR_ERROR),
+            # it would end where the name of its SCSI port goes on: `<name>,i,0x<ISID>`
+            (names(initiator_name="iqn.a,i,0x400001370000"), LoginStatus.INITIATOR_ERROR),
             ([names()[0], ("SessionType", "Odd")], LoginStatus.SESSION_TYPE_NOT_SUPPORTED),
             ([*names(), names()[0], ("InitiatorName", "iqn.other")], LoginStatus.INITIATOR_ERROR),
             ([*names(), ("InitiatorAlias", "Reject")], LoginStatus.INITIATOR_ERROR),

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from pyiscsi_target.iscsi.constants import LoginStatus, TaskManagement
+from pyiscsi_target.iscsi.keys import Limits, Parameters
+from pyiscsi_target.iscsi.login import Agreement, LoginError, Terms
+from pyiscsi_target.scsi.target_device import TargetDevice
 from pyiscsi_target.scsi.task import TaskAttribute
+from pyiscsi_target.server.sessions import Session, SessionRegistry
+from tests.support.gated_disk import make_gated_disk
 from tests.support.live import MIB, HeldStore, Live, config_of, serving
 from tests.support.peer import INITIATOR, ISID, LoginRefused, Peer
 from tests.support.raw_initiator import read_16, write_16
@@ -256,6 +261,118 @@ async def test_a_reinstating_connection_that_gives_up_ends_the_session(tmp_path:
         store.gate.set()
         await live.until(lambda: len(live.app._connections) == 1)
         assert (await other.command(read_16(0, 1), read_bytes=BLOCK)).status == 0
+
+
+# Logins for one session that wait for each other: the registry alone, with connections that end
+# when they are told to
+
+
+class FakeConnection:
+    """A connection that ends as `Connection` does: closed at once, gone when `work` is done."""
+
+    def __init__(self, registry: SessionRegistry) -> None:
+        self.registry = registry
+        self.session: Session | None = None
+        self.closed = False
+        self.work = asyncio.Event()
+
+    def close(self, *, nexus_lost: bool = True) -> None:
+        if not self.closed:
+            self.closed = True
+            if self.session is not None:
+                self.registry.close(self.session, nexus_lost=nexus_lost)
+
+    async def end(self, reason: str, *, nexus_lost: bool) -> None:
+        self.close(nexus_lost=nexus_lost)
+        await self.work.wait()
+
+    async def log_in(self, tsih: int = 0) -> None:
+        agreement = Agreement(INITIATOR, ISID, tsih, 0, Terms(TARGET, Limits()), Parameters())
+        with contextlib.suppress(LoginError):
+            session = await self.registry.open(agreement, self, "192.0.2.1")
+            if not self.closed:
+                self.session = session
+
+
+def make_registry() -> SessionRegistry:
+    lu, _ = make_gated_disk()
+    return SessionRegistry({TARGET: TargetDevice(TARGET)}, lambda *_: {0: lu}, {})
+
+
+def assert_consistent(registry: SessionRegistry, connections: list[FakeConnection]) -> None:
+    """One session at most, that of a living connection; its nexus alone is attached."""
+    device = registry.devices[TARGET]
+    open_sessions = list(registry.by_key.values())
+    assert len(open_sessions) <= 1
+    assert open_sessions == [c.session for c in connections if c.session and not c.closed]
+    assert list(registry.by_tsih.values()) == open_sessions
+    assert list(device._attached) == [session.nexus for session in open_sessions]
+    for nexus, units in device._attached.items():
+        assert all(list(lu.attentions.nexuses) == [nexus] for lu in units)
+
+
+async def test_a_session_that_another_login_ended_cannot_be_continued() -> None:
+    """Three logins wait for the old connection: to continue, to begin anew, to continue."""
+    registry = make_registry()
+    old, *later = connections = [FakeConnection(registry) for _ in range(4)]
+    await old.log_in()
+    assert old.session is not None
+    logins = [
+        asyncio.create_task(connection.log_in(tsih))
+        for connection, tsih in zip(later, (old.session.tsih, 0, old.session.tsih), strict=True)
+    ]
+    await settle()
+    for connection in connections:
+        connection.work.set()
+    await asyncio.gather(*logins)
+    assert_consistent(registry, connections)
+    assert later[1].session is not None
+    assert later[2].session is None
+
+
+async def test_a_login_that_is_gone_ends_nobody() -> None:
+    registry = make_registry()
+    old, first, second = connections = [FakeConnection(registry) for _ in range(3)]
+    await old.log_in()
+    logins = [asyncio.create_task(connection.log_in()) for connection in (first, second)]
+    await settle()
+    second.close()
+    old.work.set()
+    await asyncio.gather(*logins)
+    assert_consistent(registry, connections)
+    assert first.session is not None
+    assert not first.closed
+
+
+async def test_logins_for_one_session_in_any_order() -> None:
+    for seed in range(300):
+        await log_in_at_random(random.Random(seed))
+
+
+async def log_in_at_random(source: random.Random) -> None:
+    registry = make_registry()
+    connections: list[FakeConnection] = []
+    logins: list[asyncio.Task[None]] = []
+    for _ in range(10):
+        connection = FakeConnection(registry)
+        connections.append(connection)
+        tsih = source.choice([0, 0, *registry.by_tsih, *registry.by_tsih])
+        logins.append(asyncio.create_task(connection.log_in(tsih)))
+        for _ in range(source.randrange(3)):
+            await asyncio.sleep(0)
+        if source.random() < 0.3:
+            source.choice(connections).close()
+        for other in connections:
+            if source.random() < 0.3:
+                other.work.set()
+    for connection in connections:
+        connection.work.set()
+    await asyncio.gather(*logins)
+    for session in list(registry.by_key.values()):
+        assert isinstance(session.connection, FakeConnection)
+        if session.connection.closed:
+            registry.ended(session)
+    assert_consistent(registry, connections)
 
 
 # Refusals
