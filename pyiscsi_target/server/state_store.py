@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,10 @@ class StateStore(StateReader):
         super().__init__(directory)
         self._lock_descriptor: int | None = None
         try:
+            missing = [path for path in (directory, *directory.parents) if not path.exists()]
             directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+            for path in missing:
+                _sync_directory(path.parent)
             self._lock()
         except OSError as error:
             raise StateError(f"state_dir {directory}: {error.strerror or error}") from error
@@ -98,14 +103,23 @@ class StateStore(StateReader):
     def save(self, name: str, document: Document) -> None:
         """Make `document` the current generation, durably. Raises StateError; then the one before
         still stands."""
-        path, temporary = self._path(name), self.directory / f"{name}.json.tmp"
+        path, previous = self._path(name), self._previous_path(name)
+        temporary = self.directory / f"{name}.json.tmp"
+        undo: Callable[[], object] | None = None
         try:
             _write_durably(temporary, _encode(document))
             if _is_valid(path):  # a damaged file must not push out the good one before it
-                path.replace(self._previous_path(name))
+                path.replace(previous)
+                undo = partial(previous.replace, path)
+            elif not (path.exists() or previous.exists()):
+                undo = partial(path.unlink, missing_ok=True)
             temporary.replace(path)
             _sync_directory(self.directory)
         except OSError as error:
+            for tidy in (undo, partial(temporary.unlink, missing_ok=True)):
+                with contextlib.suppress(OSError):
+                    if tidy is not None:
+                        tidy()
             raise StateError(f"{path}: {error.strerror or error}") from error
 
     def _lock(self) -> None:
@@ -165,10 +179,11 @@ def _write_durably(path: Path, content: bytes) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    """Make the renames durable; where directories cannot be opened (Windows) there is no need."""
-    with contextlib.suppress(PermissionError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Make names durable; where directories cannot be opened (Windows) there is no need."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -154,6 +154,83 @@ def test_a_save_that_fails_leaves_what_was(
     assert store.load("identities") == FIRST
 
 
+@pytest.mark.parametrize("before", [[], [FIRST], [FIRST, SECOND]])
+@pytest.mark.parametrize("step", range(5))
+def test_a_save_that_fails_at_any_step_did_not_happen(
+    store: StateStore,
+    monkeypatch: pytest.MonkeyPatch,
+    before: list[Any],
+    step: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Though the file may have its name already: what was refused is not there after a restart."""
+    for document in before:
+        store.save("identities", document)
+    steps = 0
+
+    def counted(call: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal steps
+            steps += 1
+            if steps == step + 1:
+                raise OSError(5, "Input/output error")
+            return call(*args, **kwargs)
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", counted(os.fsync))
+        patch.setattr(Path, "replace", counted(Path.replace))
+        try:
+            store.save("identities", THIRD)
+        except StateError:
+            expected = before[-1] if before else None
+        else:
+            assert step >= (4 if before else 3)  # the steps end before
+            expected = THIRD
+    assert store.load("identities") == expected
+    assert not caplog.records, "the last generation stands, not one to fall back to"
+    assert not list(store.directory.glob("*.tmp"))
+    store.save("identities", THIRD)
+    assert store.load("identities") == THIRD
+
+
+def test_a_save_that_fails_leaves_damage_as_it_was(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be read must not turn into what never was."""
+    store.save("identities", FIRST)
+    _damage(store.directory / "identities.json", "truncate")
+
+    def fail(_source: Path, _target: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", fail)
+        with pytest.raises(StateError):
+            store.save("identities", SECOND)
+    with pytest.raises(StateError, match="no generation"):
+        store.load("identities")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="directories are synced on POSIX")
+def test_a_new_directory_is_on_the_medium_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    StateStore(tmp_path / "deep" / "state").close()
+    assert set(synced) == {tmp_path.stat().st_ino, (tmp_path / "deep").stat().st_ino}
+    StateStore(tmp_path / "deep" / "state").close()
+    assert len(synced) == 2
+
+
 @pytest.mark.skipif(os.name != "posix", reason="no advisory locks here")
 def test_a_directory_belongs_to_one_server(tmp_path: Path) -> None:
     first = StateStore(tmp_path)
