@@ -112,6 +112,7 @@ class LogicalUnit:
         self.ranges = BlockRanges()
         self.ejected = False
         self._space_is_low = False
+        self._resizing = asyncio.Lock()
         self.target_ports: tuple[int, ...] = ()
         self.reservations_changing = asyncio.Lock()
         self._reservation_store = reservation_store or VolatileReservations()
@@ -121,14 +122,25 @@ class LogicalUnit:
         self.prevented_by: set[Nexus] = set()
         self.commands = tuple(row for row in COMMANDS if self.thin or not row.thin_only)
         self._rows = _dispatch_table(self.commands)
-        self.resize()
+        self.block_count = store.size_bytes // self.block_size
 
-    def resize(self) -> None:
-        """Take over the store's size; every nexus hears of a change (SBC-4 clause 4.4)."""
-        before = getattr(self, "block_count", None)
-        self.block_count = self.store.size_bytes // self.block_size
-        if before not in (None, self.block_count):
-            self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
+    async def resize(self, size_bytes: int) -> None:
+        """Change the store's size; every nexus hears of it (SBC-4 clause 4.4).
+
+        Blocks that go are out of range from now on, and free of commands before they are gone.
+        Raises StorageError, and the size is as it was.
+        """
+        async with self._resizing:
+            before = self.block_count
+            self.block_count = min(before, size_bytes // self.block_size)
+            try:
+                if self.block_count < before:
+                    await self.tasks.ended(list(self.tasks.begun()))
+                await self.store.resize(size_bytes)
+            finally:
+                self.block_count = self.store.size_bytes // self.block_size
+            if self.block_count != before:
+                self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
 
     def notice_space(self, available_bytes: int | None) -> None:
         """The medium has so much left: all hear when it falls below the soft threshold.

@@ -1,11 +1,16 @@
 """What an operator can ask of a running server, through the control socket."""
 
+import logging
 from collections.abc import Mapping
 
 from ..scsi.logical_unit import LogicalUnit
 from ..scsi.reservation_store import ReservationsNotSaved
+from ..storage.base import StorageError
 from .control import ControlError, Handler, Json
+from .logs import log_event
 from .reservation_report import report
+
+_log = logging.getLogger(__name__)
 
 
 class OperatorRequests:
@@ -16,6 +21,7 @@ class OperatorRequests:
         self.handlers: Mapping[str, Handler] = {
             "reservations": self._reservations,
             "purge": self._purge,
+            "resize": self._resize,
         }
 
     async def _reservations(self, request: Json) -> Json:
@@ -35,6 +41,29 @@ class OperatorRequests:
             if count:
                 purged[name] = count
         return {"purged": purged}
+
+    async def _resize(self, request: Json) -> Json:
+        """Give a `disk` the size `size_bytes`, sessions or not; hosts hear of it (2A/09)."""
+        unit = self._unit(request.get("disk"))
+        size_bytes = request.get("size_bytes")
+        if not isinstance(size_bytes, int) or size_bytes <= 0 or size_bytes % unit.block_size:
+            raise ControlError(f"a size is a multiple of {unit.block_size} bytes, not {size_bytes}")
+        if unit.read_only:
+            raise ControlError(f"disk {unit.name!r} is read only")
+        before_bytes = unit.store.size_bytes
+        try:
+            await unit.resize(size_bytes)
+        except StorageError as error:
+            raise ControlError(f"disk {unit.name!r} keeps its size: {error}") from error
+        log_event(_log, logging.INFO, "resized", disk=unit.name, size_bytes=size_bytes)
+        return {"disk": unit.name, "before_bytes": before_bytes, "size_bytes": size_bytes}
+
+    def _unit(self, name: object) -> LogicalUnit:
+        unit = self._units.get(str(name))
+        if unit is None:
+            known = ", ".join(self._units)
+            raise ControlError(f"no disk {name!r} is served; there are: {known}")
+        return unit
 
 
 def _report(name: str, unit: LogicalUnit) -> Json:

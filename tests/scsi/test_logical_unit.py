@@ -8,7 +8,7 @@ import pytest
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
 from pyiscsi_target.scsi.sense import Asc, ReservationConflict, ScsiError, SenseKey
 from pyiscsi_target.scsi.task import Nexus, Result, Status, Task, TaskAttribute
-from pyiscsi_target.storage.base import Capabilities
+from pyiscsi_target.storage.base import Capabilities, StorageError
 from tests.support.gated_disk import make_gated_disk, settle, start, task_for
 from tests.support.memory_disk import data_of, make_disk, make_nexus, run, sense_of, store_of
 
@@ -18,6 +18,7 @@ TEST_UNIT_READY = "00"
 INQUIRY = "12 00 00 00ff"
 REQUEST_SENSE = "03 00 00 00 ff"
 REPORT_LUNS = "a0 00 00 000000 000000ff"
+MIB = 1 << 20
 READ = "28 00 00000000 00 0001"
 WRITE = "2a 00 00000000 00 0001"
 CAPACITY = "25"
@@ -87,17 +88,39 @@ def test_mode_select_tells_the_others() -> None:
     assert run(lu, TWO, TEST_UNIT_READY).status == Status.GOOD
 
 
-def test_a_new_size_is_told_to_all() -> None:
+async def test_a_new_size_is_told_to_all() -> None:
     lu = attached(ONE, TWO)
-    store_of(lu).size_bytes *= 2
-    lu.resize()
-    lu.resize()
+    await asyncio.gather(*(lu.resize(2 * MIB) for _ in range(2)))
     for nexus in (ONE, TWO):
         assert sense_of(run(lu, nexus, READ))[1] is Asc.CAPACITY_DATA_HAS_CHANGED
         assert run(lu, nexus, CAPACITY).data == bytes.fromhex("00000fff00000200")
 
 
-MIB = 1 << 20
+async def test_a_smaller_size_waits_for_those_who_use_what_goes() -> None:
+    lu, medium = make_gated_disk()
+    last = f"2a 00 {lu.block_count - 1:08x} 00 0001"
+    writing = start(lu.execute(task_for(ONE, last, [bytes(512)])))
+    await settle()
+    size_bytes = medium.size_bytes
+    shrinking = asyncio.create_task(lu.resize(size_bytes // 2))
+    await settle()
+    refused = lu.execute(task_for(TWO, last, [bytes(512)]))
+    assert isinstance(refused, Result)
+    assert sense_of(refused)[1] is Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE
+    assert medium.size_bytes == size_bytes
+    medium.gate.set()
+    await shrinking
+    assert (await writing).status == Status.GOOD
+    assert lu.block_count == size_bytes // 2 // 512
+
+
+async def test_a_size_that_cannot_be() -> None:
+    lu = attached(ONE)
+    store_of(lu).failing = True
+    with pytest.raises(StorageError):
+        await lu.resize(MIB // 2)
+    assert lu.block_count == MIB // 512
+    assert not lu.attentions.pending
 
 
 def test_low_space_is_told_to_all_once() -> None:

@@ -158,7 +158,7 @@ async def test_an_aborted_one_stops_between_two_pieces() -> None:
     step = limits.OPTIMAL_TRANSFER_LENGTH_BYTES
     store.content = bytearray(4 * step)
     store.size_bytes = len(store.content)
-    lu.resize()
+    await lu.resize(len(store.content))
     task = task_for(NEXUS, build(16, 0, 4 * step // BLOCK), [PATTERN])
     pending = start(lu.execute(task))
     await settle()

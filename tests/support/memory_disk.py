@@ -74,6 +74,10 @@ class MemoryStore(BackingStore):
         found = [extent for extent in self.mapped if extent.offset_bytes >= offset_bytes]
         return found[:limit] or [Extent(offset_bytes, length_bytes, Provisioning.MAPPED)]
 
+    async def resize(self, size_bytes: int) -> None:
+        self._check()
+        self.size_bytes = size_bytes
+
     async def close(self) -> None:
         pass
 
