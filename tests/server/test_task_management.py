@@ -1,6 +1,7 @@
 """Task management: its numbers, and what it does to commands that are under way."""
 
 import asyncio
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from pyiscsi_target.iscsi.constants import TaskManagementResponse as Code
 from pyiscsi_target.scsi.task_management import TaskManagementFunction as Function
 from pyiscsi_target.scsi.task_management import TaskManagementResponse as Response
 from pyiscsi_target.server.task_management import FUNCTIONS, RESPONSES
-from tests.support.live import MIB, config_of, serving
+from tests.support.live import MIB, HeldStore, config_of, serving
 from tests.support.peer import Peer
 from tests.support.raw_initiator import read_16, write_16
 from tests.support.server import TARGET
@@ -329,3 +330,175 @@ async def test_target_cold_reset_with_commands_in_flight(tmp_path: Path) -> None
         store.gate.set()
         assert await answer == COMPLETE
         await other.ended()
+
+
+# Three sessions on one disk: who asks, another at the same target, and one that comes through
+# another target. Each has a write in flight and one in transfer.
+
+SECOND = "iqn.2026-11.example.test:second"
+SILENT = None
+GOOD = 0
+
+
+class Sharer:
+    """A session with a write in flight (block 0) and one that waits for Data-Out (block 8)."""
+
+    def __init__(self, peer: Peer, number: int) -> None:
+        self.peer = peer
+        self.data = bytes([number]) * BLOCK
+        self.lba = number * 16
+        self.flying = self.moving = 0
+        self.burst = b""
+
+    async def begin(self, store: HeldStore) -> None:
+        self.flying, one = self.peer.scsi(
+            write_16(self.lba, 1), data=self.data, immediate_bytes=BLOCK
+        )
+        self.moving, two = self.peer.scsi(write_16(self.lba + 8, 1), data=self.data, serve=False)
+        await self.peer.send(one, two)
+        await store.begun.get()
+        self.burst = self.peer.data_out(await self.peer.r2t(), self.data)
+
+    async def outcome(self, tag: int) -> int | None:
+        """The status of a command that should have ended by now; None: there was no answer."""
+        await self.attentions()  # whatever was sent before has come
+        return (await self.peer.finish(tag)).status if tag in self.peer.finished else SILENT
+
+    async def attentions(self) -> list[tuple[int, int]]:
+        heard = []
+        while (done := await self.peer.command(bytes(6))).status:
+            heard.append(done.asc)
+        return heard
+
+
+@dataclass(frozen=True)
+class Row:
+    """Who hears what of a function, with TAS=0, and whether the tasks of others go."""
+
+    function: TaskManagement
+    me: tuple[int | None, int | None]  # the ends of the writes in flight and in transfer
+    others_go: bool = False
+    i_hear: tuple[int, int] | None = None
+    they_hear: tuple[int, int] | None = None
+    they_hear_with_tas: tuple[int, int] | None = None
+    response: int = COMPLETE
+
+
+BUS_RESET, NEXUS_LOSS, POWER_ON = (0x29, 0x02), (0x29, 0x07), (0x29, 0x01)
+MATRIX = [
+    Row(TaskManagement.ABORT_TASK, (SILENT, GOOD)),
+    Row(TaskManagement.ABORT_TASK_SET, (SILENT, SILENT)),
+    Row(TaskManagement.CLEAR_TASK_SET, (SILENT, SILENT), True, None, CLEARED_BY_ANOTHER),
+    Row(
+        TaskManagement.LOGICAL_UNIT_RESET,
+        (SILENT, SILENT),
+        True,
+        *(BUS_DEVICE_RESET,) * 3,
+    ),
+    Row(TaskManagement.TARGET_WARM_RESET, (SILENT, SILENT), True, *(BUS_RESET,) * 3),
+    Row(TaskManagement.I_T_NEXUS_RESET, (SILENT, SILENT), False, NEXUS_LOSS),
+    Row(TaskManagement.QUERY_TASK, (GOOD, GOOD), response=SUCCEEDED),
+    Row(TaskManagement.QUERY_TASK_SET, (GOOD, GOOD), response=SUCCEEDED),
+    Row(TaskManagement.QUERY_ASYNCHRONOUS_EVENT, (GOOD, GOOD)),
+]
+
+
+@pytest.mark.parametrize("tas", [False, True], ids=["TAS=0", "TAS=1"])
+@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row.function.name)
+async def test_a_function_among_three_sessions(tmp_path: Path, row: Row, tas: bool) -> None:
+    config = config_of(tmp_path, targets={TARGET: {}, SECOND: {}})
+    async with serving(config, tmp_path) as live:
+        level_2 = {"iSCSIProtocolLevel": "2"}
+        me = Sharer(await live.log_in(keys=level_2), 1)
+        other = Sharer(await live.log_in(isid=OTHER_ISID), 2)
+        elsewhere = Sharer(await live.log_in(SECOND, isid=OTHER_ISID), 3)
+        if tas:
+            await set_task_aborted_status(me.peer)
+        others = [other, elsewhere]
+        for sharer in others:
+            await sharer.attentions()
+        store = live.hold()
+        for sharer in (me, *others):
+            await sharer.begin(store)
+        asked = asyncio.create_task(me.peer.manage(row.function, tag=me.flying))
+        await settle()
+        store.gate.set()
+        assert await asked == row.response
+        assert await me.attentions() == ([row.i_hear] if row.i_hear else [])
+        they_hear = row.they_hear_with_tas if tas else row.they_hear
+        for sharer in others:
+            assert await sharer.attentions() == ([they_hear] if they_hear else [])
+        theirs: int | None = GOOD
+        if row.others_go:
+            theirs = TASK_ABORTED if tas else SILENT
+        for sharer, ends in ((me, row.me), (other, (theirs,) * 2), (elsewhere, (theirs,) * 2)):
+            await sharer.peer.send(sharer.burst)  # late data is thrown away, or completes
+            assert (await sharer.outcome(sharer.flying), await sharer.outcome(sharer.moving)) == (
+                ends
+            )
+            written = await me.peer.command(read_16(sharer.lba + 8, 1), read_bytes=BLOCK)
+            assert written.data == (sharer.data if ends[1] == GOOD else bytes(BLOCK))
+
+
+async def test_a_cold_reset_is_heard_through_another_target(tmp_path: Path) -> None:
+    """Its sessions stay; those that are dropped hear of the power on, not of their loss."""
+    config = config_of(tmp_path, targets={TARGET: {}, SECOND: {}})
+    async with serving(config, tmp_path) as live:
+        peer, elsewhere = await live.log_in(), Sharer(await live.log_in(SECOND), 1)
+        moving, pdu = elsewhere.peer.scsi(write_16(0, 1), data=b"x" * BLOCK, serve=False)
+        await elsewhere.peer.send(pdu)
+        await elsewhere.peer.r2t()
+        assert await peer.manage(TaskManagement.TARGET_COLD_RESET) == COMPLETE
+        await peer.ended()
+        assert await elsewhere.attentions() == [POWER_ON]
+        assert moving not in elsewhere.peer.finished
+        again = Sharer(await (await live.connect()).log_in(), 2)
+        assert await again.attentions() == [(0x29, 0x00)]
+
+
+async def test_reservations_and_resets(tmp_path: Path) -> None:
+    """A RESERVE of SPC-2 ends with a reset by anybody, a persistent reservation with none."""
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        holder, other = (
+            Sharer(await live.log_in(), 1),
+            Sharer(await live.log_in(isid=OTHER_ISID), 2),
+        )
+        for function in (TaskManagement.LOGICAL_UNIT_RESET, TaskManagement.TARGET_WARM_RESET):
+            assert (await holder.peer.command(RESERVE_6)).status == GOOD
+            assert (await other.peer.command(read_16(0, 1), read_bytes=BLOCK)).status == CONFLICT
+            assert await other.peer.manage(TaskManagement.CLEAR_TASK_SET) == COMPLETE
+            assert (await other.peer.command(read_16(0, 1), read_bytes=BLOCK)).status == CONFLICT
+            assert await other.peer.manage(function) == COMPLETE
+            await other.attentions()
+            assert (await other.peer.command(read_16(0, 1), read_bytes=BLOCK)).status == GOOD
+            await holder.attentions()
+        await reserve_out(holder.peer, 0x00, 0, 0xA)
+        await reserve_out(holder.peer, 0x01, 0xA, 0)
+        for function in (TaskManagement.LOGICAL_UNIT_RESET, TaskManagement.TARGET_WARM_RESET):
+            assert await other.peer.manage(function) == COMPLETE
+            await other.attentions()
+            assert await write_status(other.peer) == CONFLICT
+            await holder.attentions()
+            assert await write_status(holder.peer) == GOOD
+        assert await holder.peer.manage(TaskManagement.TARGET_COLD_RESET) == COMPLETE
+        await holder.peer.ended()
+        other = Sharer(await live.log_in(isid=OTHER_ISID), 2)
+        assert await write_status(other.peer) == CONFLICT
+        assert await write_status(await live.log_in()) == GOOD
+
+
+RESERVE_6 = bytes([0x16, 0, 0, 0, 0, 0])
+CONFLICT = 0x18
+
+
+async def reserve_out(peer: Peer, action: int, key: int, action_key: int) -> None:
+    """PERSISTENT RESERVE OUT for type 5, which must end well."""
+    parameters = key.to_bytes(8) + action_key.to_bytes(8) + bytes(8)
+    cdb = bytes([0x5F, action, 5, 0, 0, 0, 0, 0, 24, 0])
+    done = await peer.command(cdb, data=parameters, immediate_bytes=24)
+    assert done.status == GOOD
+
+
+async def write_status(peer: Peer) -> int:
+    done = await peer.command(write_16(0, 1), data=bytes(BLOCK), immediate_bytes=BLOCK)
+    return done.status
