@@ -27,8 +27,8 @@ from .server.logs import log_event
 from .server.operator_requests import OperatorRequests
 from .server.overview import Overview, overview_of
 from .server.policy import Peer, PeerPolicy, Portal
+from .server.port_numbers import number_portals, number_ports
 from .server.portal import ConnectionLimits, PortalListener, bind, bound_endpoint
-from .server.portal_numbers import number_portals
 from .server.reservation_state import StoredReservations, read_boot_id
 from .server.sessions import Session, SessionRegistry
 from .server.state_store import StateError, StateStore
@@ -65,6 +65,7 @@ class Application:
         self._state: StateStore | None = None
         self._listeners: list[PortalListener] = []
         self._portals: list[Portal] = []
+        self._ports: dict[tuple[str, int], int] = {}
         self._connections: set[Connection] = set()
         self._all_closed = asyncio.Event()
         self._limits = ConnectionLimits(
@@ -82,6 +83,7 @@ class Application:
             self._devices,
             self._luns_for,
             {name: target.limits.max_sessions for name, target in config.targets.items()},
+            self._ports,
         )
 
     # Start
@@ -139,6 +141,7 @@ class Application:
         assert self._state is not None
         endpoints = self._config.server.portals
         numbers = number_portals(endpoints, self._state)
+        self._number_ports(numbers)
         for number, endpoint in zip(numbers, endpoints, strict=True):
             try:
                 listening = bind(endpoint)
@@ -155,8 +158,17 @@ class Application:
             log_event(_log, logging.INFO, "listening", portal=portal.endpoint, tag=number)
         if not self._portals:
             raise StartError("no portal could be opened")
-        for unit in self._units.values():
-            unit.target_ports = tuple(portal.group_tag for portal in self._portals)
+
+    def _number_ports(self, portals: list[int]) -> None:
+        """Tell disks and sessions their target ports, one for each portal of each target."""
+        assert self._state is not None
+        self._ports |= number_ports(list(self._config.targets), portals, self._state)
+        for name, unit in self._units.items():
+            unit.target_ports = tuple(
+                number
+                for (target, _), number in self._ports.items()
+                if name in self._config.targets[target].disks
+            )
 
     def _start_metrics(self) -> None:
         endpoint = self._config.server.metrics

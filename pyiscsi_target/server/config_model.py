@@ -365,6 +365,12 @@ class TargetConfig(Authentication):
     data_digest: Digest = "offered"
     limits: TargetLimits = TargetLimits()
 
+    @property
+    def disks(self) -> frozenset[str]:
+        """The names of the disks that it serves to anybody."""
+        maps = [self.luns, *(rule.luns for rule in self.initiators if rule.luns)]
+        return frozenset(disk for luns in maps for disk in luns.values())
+
 
 class Config(_Section):
     """A whole config file."""

@@ -62,6 +62,7 @@ class SessionRegistry:
     devices: Mapping[str, TargetDevice]
     luns_for: LunsFor
     max_sessions: Mapping[str, int]
+    relative_target_ports: Mapping[tuple[str, int], int]  # by target name and portal group tag
     by_tsih: dict[int, Session] = field(default_factory=dict)
     by_key: dict[SessionKey, Session] = field(default_factory=dict)
     _last_tsih: int = 0
@@ -147,7 +148,7 @@ class SessionRegistry:
             initiator_name=agreement.initiator_name,
             initiator_port_name=agreement.initiator_port_name,
             target_port_name=f"{name},t,0x{tag:04x}",
-            relative_target_port=tag,
+            relative_target_port=self.relative_target_ports[name, tag],
             luns=luns,
         )
         session.device.attach(session.nexus)

@@ -25,6 +25,9 @@ class Device:
     def attach(self, nexus: Nexus) -> None:
         self.attached.append(nexus)
 
+    def is_attached(self, nexus: Nexus) -> bool:
+        return nexus in self.attached and nexus not in self.lost
+
     def abort_tasks(self, nexus: Nexus) -> None:
         """Nothing is ever under way here."""
 
@@ -51,7 +54,8 @@ class Server:
 
     def __post_init__(self) -> None:
         devices = {TARGET_NAME: self.device, OTHER_TARGET: self.device}
-        self.registry = SessionRegistry(devices, lambda *who: {}, {})  # type: ignore[arg-type]
+        ports = {(name, group): group for name in devices for group in (1, 2)}
+        self.registry = SessionRegistry(devices, lambda *who: {}, {}, ports)  # type: ignore[arg-type]
 
     async def log_in(
         self,

@@ -296,7 +296,8 @@ class FakeConnection:
 
 def make_registry() -> SessionRegistry:
     lu, _ = make_gated_disk()
-    return SessionRegistry({TARGET: TargetDevice(TARGET)}, lambda *_: {0: lu}, {})
+    devices, ports = {TARGET: TargetDevice(TARGET)}, {(TARGET, 1): 1}
+    return SessionRegistry(devices, lambda *_: {0: lu}, {}, ports)
 
 
 def assert_consistent(registry: SessionRegistry, connections: list[FakeConnection]) -> None:
