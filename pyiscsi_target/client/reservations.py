@@ -228,6 +228,14 @@ class Reservations:
         head = _MOVE_LIST.pack(key, new_key, flags, relative_target_port, len(transport_id))
         await self._out(ServiceAction.REGISTER_AND_MOVE, head + transport_id)
 
+    async def replace_lost(self, key: int, type: ReservationType, *, aptpl: bool = False) -> None:
+        """REPLACE LOST RESERVATION : a unit that has lost what it knew begins anew.
+
+        This nexus registers with `key` and holds the reservation.
+        """
+        parameters = _LIST.pack(0, key, _flags(aptpl, all_target_ports=False))
+        await self._out(ServiceAction.REPLACE_LOST_RESERVATION, parameters, type)
+
     async def _out(self, action: ServiceAction, parameters: bytes, kind: int = 0) -> None:
         await self.session.good(
             f"PERSISTENT RESERVE OUT, {action.name.replace('_', ' ')}",

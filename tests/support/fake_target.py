@@ -12,6 +12,7 @@ from typing import cast
 from pyiscsi_target.client import Portal
 from tests.support.memory import Policy, Target
 
+PATIENCE_S = 10.0
 Script = Callable[[bytes], bytes | None]  # what came -> what is sent; None: hang up
 
 
@@ -22,9 +23,11 @@ class FakeTarget:
         self.policy = policy or Policy()
         self.script: Script | None = None
         self.silent = False
+        self.swallowed_bytes = 0  # what came while it was silent
         self.targets: list[Target] = []
         self.transports: list[asyncio.Transport] = []
-        self.heard = asyncio.Event()  # set by each piece of bytes that comes
+        self.losses: list[Exception | None] = []  # how connections ended, None: by FIN
+        self.heard = asyncio.Event()  # set by each piece of bytes and each end
         self.portal = Portal("", 0)
 
     def say(self, data: bytes) -> None:
@@ -36,10 +39,11 @@ class FakeTarget:
         self.say(self.targets[-1].sent())
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so; it is looked at whenever bytes come."""
-        while not condition():
-            self.heard.clear()
-            await self.heard.wait()
+        """Wait until something is so; it is looked at whenever something comes."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                self.heard.clear()
+                await self.heard.wait()
 
 
 class _Served(asyncio.Protocol):
@@ -56,11 +60,17 @@ class _Served(asyncio.Protocol):
         fake = self._fake
         if fake.script is not None:
             self._send(fake.script(data))
-        elif not fake.silent:
+        elif fake.silent:
+            fake.swallowed_bytes += len(data)
+        else:
             self._send(self._target.feed(data))
             if self._target.closed:
                 self._transport.close()
         fake.heard.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._fake.losses.append(exc)
+        self._fake.heard.set()
 
     def _send(self, data: bytes | None) -> None:
         if data is None:
@@ -84,4 +94,5 @@ async def fake_target(
         server.close()
         for transport in fake.transports:
             transport.abort()
+        await fake.until(lambda: len(fake.losses) == len(fake.transports))
         await server.wait_closed()
