@@ -33,7 +33,8 @@ class Device:
 
     def detach(self, nexus: Nexus, *, lost: bool) -> None:
         assert lost
-        self.lost.append(nexus)
+        if self.is_attached(nexus):
+            self.lost.append(nexus)
 
 
 @dataclass(eq=False)
