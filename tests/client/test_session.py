@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyiscsi_target.client import (
+    AsyncEvent,
     CommandFailed,
     ConnectionLost,
     Initiator,
@@ -16,6 +17,7 @@ from pyiscsi_target.client import (
     ReservationType,
     Session,
     Status,
+    commands,
 )
 from tests.support.live import MIB, Live, config_of, serving
 from tests.support.server import TARGET
@@ -37,7 +39,7 @@ def portal_of(live: Live) -> Portal:
 class TestCommands:
     async def test_a_disk_tells_who_and_how_large_it_is(self, live: Live) -> None:
         async with Session.connect(portal_of(live), TARGET) as session:
-            print(await session.ready(0))
+            assert await session.ready(0) == [POWER_ON]
             assert await session.ready(0) == []
             assert await session.report_luns() == [0]
             assert (await session.inquiry(0))[8:16] == b"PYISCSI "
@@ -112,3 +114,125 @@ async def test_a_portal_where_nobody_listens(live: Live) -> None:
     await live.drain()
     with pytest.raises(ConnectionLost, match=f"{portal}: no connection"):
         await Session.connect(portal, TARGET, Initiator())
+
+
+async def test_one_that_is_not_connected_yet(live: Live) -> None:
+    session = Session(portal_of(live), TARGET, Initiator())
+    assert session.closed
+    session.drop()
+    await session.close()
+    await session.wait_closed()
+    with pytest.raises(ConnectionLost, match="not connected yet"):
+        await session.ping()
+    await session.reconnect()
+    await session.ping()
+    await session.logout()
+    assert session.closed
+
+
+async def test_a_block_that_fails_logs_out_too(live: Live) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with Session.connect(portal_of(live), TARGET):
+            raise ZeroDivisionError
+    await live.until(lambda: bool(live.events("logout")))
+
+
+async def test_a_unit_that_is_not_there(live: Live) -> None:
+    async with Session.connect(portal_of(live), TARGET) as session:
+        with pytest.raises(CommandFailed, match="LOGICAL UNIT NOT SUPPORTED"):
+            await session.ready(7)
+
+
+async def test_what_cannot_be_sent(live: Live) -> None:
+    async with Session.connect(portal_of(live), TARGET) as session:
+        await session.ready(0)
+        with pytest.raises(ValueError, match="not whole blocks"):
+            await session.write(0, 0, bytes(BLOCK + 1))
+        with pytest.raises(ValueError, match="one direction"):
+            await session.execute(0, bytes(6), data_out=b"x", read_length=1)
+        with pytest.raises(ValueError, match="no LUN"):
+            session.submit(-1, bytes(6))
+        assert (await session.execute(0, bytes(6))).good
+
+
+async def test_any_command_and_its_residual(live: Live) -> None:
+    async with Session.connect(portal_of(live), TARGET) as session:
+        await session.ready(0)
+        result = await session.execute(0, commands.inquiry(255), read_length=1000)
+        assert result.good
+        assert result.residual_bytes == len(result.data) - 1000
+        result = await session.execute(0, b"\xff" + bytes(15))
+        assert result.status == Status.CHECK_CONDITION
+        assert result.sense is not None
+        assert result.sense.code == (0x20, 0x00)
+
+
+async def test_a_unit_attention_is_for_the_caller(live: Live) -> None:
+    async with Session.connect(portal_of(live), TARGET) as session:
+        with pytest.raises(CommandFailed) as refused:
+            await session.capacity(0)
+        sense = refused.value.result.sense
+        assert sense is not None
+        assert sense.is_unit_attention
+
+
+async def test_a_drop_in_the_middle_of_writes(live: Live) -> None:
+    """The server's own checks at the end of `serving` see that nothing of them is left."""
+    store = live.hold()
+    session = await Session.connect(portal_of(live), TARGET)
+    await session.ready(0)
+    data = bytes(4 * MIB)  # more than comes unsolicited
+    writes = [asyncio.create_task(session.write(0, 0, data)) for _ in range(4)]
+    await store.begun.get()
+    session.drop()
+    for end in await asyncio.gather(*writes, return_exceptions=True):
+        assert isinstance(end, ConnectionLost)
+    await live.until(lambda: bool(live.events("connection_lost")))
+    store.gate.set()
+    await session.reconnect()
+    await session.ready(0)
+    await session.write(0, 0, b"y" * BLOCK)
+    assert await session.read(0, 0, 1) == b"y" * BLOCK
+    await session.logout()
+
+
+async def test_a_new_login_ends_what_the_old_one_was_at(live: Live) -> None:
+    store = live.hold()
+    session = await Session.connect(portal_of(live), TARGET)
+    await session.ready(0)
+    await session.capacity(0)
+    write = asyncio.create_task(session.write(0, 0, bytes(BLOCK)))
+    await store.begun.get()
+    again = asyncio.create_task(session.reconnect())
+    with pytest.raises(ConnectionLost):
+        await write
+    store.gate.set()
+    await again
+    await session.ready(0)
+    await session.logout()
+
+
+async def test_a_server_that_stops_says_so(live: Live) -> None:
+    session = await Session.connect(portal_of(live), TARGET)
+    asked = asyncio.Event()
+    session.on_message = lambda message: asked.set()
+    drain = asyncio.create_task(live.drain())
+    await asked.wait()
+    assert session.messages[-1].event == AsyncEvent.LOGOUT_REQUESTED
+    await session.logout()
+    await drain
+
+
+async def test_two_sessions_share_a_disk_and_nothing_else(live: Live) -> None:
+    async with (
+        Session.connect(portal_of(live), TARGET) as first,
+        Session.connect(portal_of(live), TARGET) as second,
+    ):
+        await first.ready(0)
+        await second.ready(0)
+        await first.write(0, 5, b"1" * BLOCK)
+        assert await second.read(0, 5, 1) == b"1" * BLOCK
+        assert first.tsih != second.tsih
+        first.drop()
+        await second.ping()
+        assert not second.closed
