@@ -9,10 +9,10 @@ import asyncio
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .base import (
     BackingStore,
@@ -24,6 +24,8 @@ from .base import (
     StorageFault,
 )
 from .image_file import ImageFile
+
+T = TypeVar("T")
 
 UNKNOWN = 0  # in a BlockTable: the format has not loaded it yet
 
@@ -103,6 +105,7 @@ class BlockImage(BackingStore):
 
     - `_pieces` and `_prepare` are given ranges within one block.
     - A change of the metadata is made while `changing` is held; requests read the table without it.
+    - `_begin_writing`, `_prepare` and `_discard` run to their end even if the request is cancelled.
     - Whoever frees a block's space awaits `_unused(block)` after it took it out of the table.
     """
 
@@ -258,7 +261,7 @@ class BlockImage(BackingStore):
         """See `BackingStore.write`."""
         self._require_writable()
         if not self._writes_now:
-            await self._begin_writing()
+            await uninterrupted(self._begin_writing())
         parts = list(self._split(offset_bytes, sum(map(len, data))))
         alone = len(parts) == 1
         for block, start, end, first in parts:
@@ -270,12 +273,12 @@ class BlockImage(BackingStore):
     async def _write_block(
         self, block: int, start: int, end: int, data: Sequence[Buffer], *, durable: bool
     ) -> None:
-        at = self.table[block]
-        if at <= 0:
-            if all_zero(data) and await self._reads_zero(block, start, end):
-                return
-            at = await self._prepare(block, start, end)
-        with self._using(block):
+        with self._using(block):  # from before the place is known, or it could be freed meanwhile
+            at = self.table[block]
+            if at <= 0:
+                if all_zero(data) and await self._reads_zero(block, start, end):
+                    return
+                at = await uninterrupted(self._prepare(block, start, end))
             if durable or not self._file_write_now(at + start, data):
                 await self.file.write(at + start, data, durable=durable)
 
@@ -302,9 +305,15 @@ class BlockImage(BackingStore):
     async def _zero(self, offset_bytes: int, length_bytes: int, *, keep: bool) -> None:
         self._require_writable()
         if not self._writes_now:
-            await self._begin_writing()
+            await uninterrupted(self._begin_writing())
         whole: list[int] = []
+        absent = 0  # blocks below this one take no space
         for block, start, end, _ in self._split(offset_bytes, length_bytes):
+            if block < absent:
+                continue
+            if self.parent is None and (count := self._run_without_space(block)):
+                absent = block + count
+                continue
             if await self._reads_zero(block, start, end):
                 continue
             if self._is_whole(block, start, end) and not (keep and self.table[block] > 0):
@@ -312,7 +321,7 @@ class BlockImage(BackingStore):
             else:
                 await self._zero_part(block, start, end, keep=keep)
         if whole:
-            await self._discard(whole)
+            await uninterrupted(self._discard(whole))
 
     def _is_whole(self, block: int, start: int, end: int) -> bool:
         return not start and (
@@ -320,10 +329,10 @@ class BlockImage(BackingStore):
         )
 
     async def _zero_part(self, block: int, start: int, end: int, *, keep: bool) -> None:
-        at = self.table[block]
-        if at <= 0:
-            at = await self._prepare(block, start, end)
         with self._using(block):
+            at = self.table[block]
+            if at <= 0:
+                at = await uninterrupted(self._prepare(block, start, end))
             zero = self.file.zero if keep else self.file.punch
             await zero(at + start, end - start)
 
@@ -404,6 +413,12 @@ class BlockImage(BackingStore):
                 if piece.source is Source.FILE:
                     await self.file.prefetch(piece.at_bytes, piece.length_bytes)
 
+    def close_blocking(self) -> None:
+        """See `BackingStore.close_blocking`."""
+        self.file.close_blocking()
+        if self.parent is not None:
+            self.parent.close_blocking()
+
     @contextmanager
     def _using(self, block: int) -> Iterator[None]:
         """The block's space is being read or written, perhaps by a thread."""
@@ -431,6 +446,21 @@ class BlockImage(BackingStore):
             stop = min(self.block_bytes, start + end - position)
             yield block, start, stop, position - offset_bytes
             position += stop - start
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work to its end; a cancellation arrives when it is done."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        task.exception()  # nobody is left to hear of it
+        raise cancelled
+    return task.result()
 
 
 def fill_zeroes(into: memoryview) -> None:
