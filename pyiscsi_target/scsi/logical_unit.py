@@ -112,7 +112,6 @@ class LogicalUnit:
         self.ranges = BlockRanges()
         self.ejected = False
         self._space_is_low = False
-        self._resizing = asyncio.Lock()
         self.target_ports: tuple[int, ...] = ()
         self.reservations_changing = asyncio.Lock()
         self._reservation_store = reservation_store or VolatileReservations()
@@ -127,20 +126,16 @@ class LogicalUnit:
     async def resize(self, size_bytes: int) -> None:
         """Change the store's size; every nexus hears of it (SBC-4 clause 4.4).
 
-        Blocks that go are out of range from now on, and free of commands before they are gone.
-        Raises StorageError, and the size is as it was.
+        Commands wait meanwhile. Raises StorageError, and the size is as it was.
         """
-        async with self._resizing:
-            before = self.block_count
-            self.block_count = min(before, size_bytes // self.block_size)
-            try:
-                if self.block_count < before:
-                    await self.tasks.ended(list(self.tasks.begun()))
-                await self.store.resize(size_bytes)
-            finally:
-                self.block_count = self.store.size_bytes // self.block_size
-            if self.block_count != before:
-                self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
+        async with self.tasks.hold():
+            await self.store.resize(size_bytes)
+            self._take_size()
+
+    def _take_size(self) -> None:
+        before, self.block_count = self.block_count, self.store.size_bytes // self.block_size
+        if self.block_count != before:
+            self.attentions.establish_for_others(Asc.CAPACITY_DATA_HAS_CHANGED)
 
     def notice_space(self, available_bytes: int | None) -> None:
         """The medium has so much left: all hear when it falls below the soft threshold.

@@ -5,7 +5,8 @@ the blocks that they are working on. Neither knows what a command does.
 """
 
 from asyncio import Future, get_running_loop, sleep
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager
 
 from .task import Task, TaskAttribute
 
@@ -59,15 +60,16 @@ class TaskSet:
     """The unfinished tasks of a logical unit, of all nexuses (control mode page: TST=000b).
 
     A command that finishes within `execute` never enters. `unfinished` maps a task to whether it
-    is executing (False: its data-out is still being transferred); `barriers` counts the ORDERED
-    and HEAD OF QUEUE ones, the only ones that make others wait.
+    is executing (False: its data-out is still being transferred); `barriers` counts what makes
+    others wait: ORDERED and HEAD OF QUEUE ones, and holds.
     """
 
-    __slots__ = ("_queued", "_waiters", "barriers", "unfinished")
+    __slots__ = ("_holds", "_queued", "_waiters", "barriers", "unfinished")
 
     def __init__(self) -> None:
         self.unfinished: dict[Task, bool] = {}
         self.barriers = 0
+        self._holds = 0
         self._queued: set[Task] = set()
         self._waiters = _Waiters()
 
@@ -87,7 +89,9 @@ class TaskSet:
         self._waiters.wake()
 
     def must_wait(self, task: Task) -> bool:
-        """Whether another task has to end before this one may start."""
+        """Whether another task, or a hold, has to end before this one may start."""
+        if self._holds:
+            return True
         waits_for = _WAITS_FOR_OLDER[task.attribute]
         if not waits_for:
             return False
@@ -142,6 +146,23 @@ class TaskSet:
                 if task.on_abort is not None:
                     task.on_abort()
         self._waiters.wake()
+
+    @asynccontextmanager
+    async def hold(self) -> AsyncIterator[None]:
+        """Let no task begin, whatever its attribute, and enter when all that had begun have ended.
+
+        So nothing touches the medium inside; who comes meanwhile runs afterwards. One hold does not
+        keep out another.
+        """
+        self._holds += 1
+        self.barriers += 1
+        try:
+            await self.ended(list(self.begun()))
+            yield
+        finally:
+            self._holds -= 1
+            self.barriers -= 1
+            self._waiters.wake()
 
     async def ended(self, tasks: Iterable[Task]) -> None:
         """Return when none of the tasks is unfinished any more."""

@@ -1,5 +1,6 @@
 """What an operator can ask of a running server, through the control socket."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -18,6 +19,7 @@ class OperatorRequests:
 
     def __init__(self, units: Mapping[str, LogicalUnit]) -> None:
         self._units = units
+        self._changing_disks = asyncio.Lock()
         self.handlers: Mapping[str, Handler] = {
             "reservations": self._reservations,
             "purge": self._purge,
@@ -52,7 +54,8 @@ class OperatorRequests:
             raise ControlError(f"disk {unit.name!r} is read only")
         before_bytes = unit.store.size_bytes
         try:
-            await unit.resize(size_bytes)
+            async with self._changing_disks:
+                await unit.resize(size_bytes)
         except StorageError as error:
             raise ControlError(f"disk {unit.name!r} keeps its size: {error}") from error
         log_event(_log, logging.INFO, "resized", disk=unit.name, size_bytes=size_bytes)

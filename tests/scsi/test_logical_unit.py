@@ -104,13 +104,16 @@ async def test_a_smaller_size_waits_for_those_who_use_what_goes() -> None:
     size_bytes = medium.size_bytes
     shrinking = asyncio.create_task(lu.resize(size_bytes // 2))
     await settle()
-    refused = lu.execute(task_for(TWO, last, [bytes(512)]))
-    assert isinstance(refused, Result)
-    assert sense_of(refused)[1] is Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE
+    urgent = task_for(TWO, last, [bytes(512)], TaskAttribute.HEAD_OF_QUEUE)
+    later = [start(lu.execute(task)) for task in (task_for(TWO, READ, []), urgent)]
+    await settle()
     assert medium.size_bytes == size_bytes
+    assert not any(task.done() for task in later)
     medium.gate.set()
     await shrinking
     assert (await writing).status == Status.GOOD
+    assert (await later[0]).status == Status.GOOD
+    assert sense_of(await later[1])[1] is Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE
     assert lu.block_count == size_bytes // 2 // 512
 
 
