@@ -121,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def cut(self, reason: str) -> None:
         """Close as a host does whose power is pulled: by RST, and what was not sent is lost."""
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
             own = cast(socket.socket, self._transport.get_extra_info("socket"))
             own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.end(reason)

@@ -96,6 +96,13 @@ class TestTheEnd:
         await fake.until(lambda: bool(fake.losses))
         assert isinstance(fake.losses[0], ConnectionResetError), "a RST, no FIN"
 
+    async def test_there_is_nothing_to_drop_any_more(self, fake: FakeTarget) -> None:
+        session = await connect(fake)
+        fake.transports[-1].close()
+        await session.wait_closed()
+        session.drop()
+        assert session.closed
+
     async def test_an_announced_end_is_the_reason(self, fake: FakeTarget) -> None:
         session = await connect(fake)
         fake.targets[-1].connection.announce_drop()
