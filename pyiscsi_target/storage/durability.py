@@ -10,6 +10,7 @@ the file in doubt, for the error may have been that of an earlier cached write.
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from .base import StorageError
 from .faults import storage_error
@@ -30,6 +31,17 @@ def sync_file(fd: int, *, whole: bool = False) -> None:
         os.fdatasync(fd)
     else:
         os.fsync(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make what was created, renamed and removed in the directory durable. Raises OSError."""
+    if os.name != "posix":  # where directories cannot be opened there is no need
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Durability:
