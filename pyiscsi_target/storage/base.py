@@ -152,3 +152,6 @@ class BackingStore(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Flush, unlock and close. Idempotent."""
+
+    def close_blocking(self) -> None:  # noqa: B027
+        """Close at once, without a flush: where opening goes no further and nothing was written."""

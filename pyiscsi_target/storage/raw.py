@@ -14,14 +14,14 @@ from .base import (
     StorageError,
     StorageFault,
 )
-from .file_io import FileIo
+from .image_file import ImageFile
 
 
 class RawStore(BackingStore):
     """The first `size_bytes` of `io`, which it owns. `block_size` only rounds extents."""
 
     def __init__(
-        self, io: FileIo, size_bytes: int, capabilities: Capabilities, block_size: int = 512
+        self, io: ImageFile, size_bytes: int, capabilities: Capabilities, block_size: int = 512
     ) -> None:
         self.size_bytes = size_bytes
         self.capabilities = capabilities
@@ -89,6 +89,10 @@ class RawStore(BackingStore):
     async def close(self) -> None:
         """See `BackingStore.close`."""
         await self._io.close()
+
+    def close_blocking(self) -> None:
+        """See `BackingStore.close_blocking`."""
+        self._io.close_blocking()
 
 
 def _whole_blocks(

@@ -23,7 +23,9 @@ UNUSED = 0xFFFFFFFF  # a BAT entry without a block
 NO_OFFSET = 0xFFFFFFFFFFFFFFFF
 VERSION_1_0 = 0x00010000
 DEFAULT_BLOCK_BYTES = 2 << 20
+ALIGNMENT_BYTES = 4096  # of the data of new blocks: pages of the host and of the disk are the same
 DYNAMIC_MAX_BYTES = 2040 << 30  # what Hyper-V and QEMU take
+DYNAMIC_READ_MAX_BYTES = 2 << 40  # what a block allocation table reaches
 FIXED_MAX_BYTES = 16 << 40
 MAX_CYLINDERS, MAX_HEADS, MAX_SECTORS_PER_TRACK = 65535, 16, 255
 NO_PARENT = UUID(int=0)
@@ -244,7 +246,7 @@ def _require_version(version: int, field_offset: int) -> None:
 
 
 def _require_size(current_size: int, disk_type: DiskType) -> None:
-    maximum = FIXED_MAX_BYTES if disk_type is DiskType.FIXED else DYNAMIC_MAX_BYTES
+    maximum = FIXED_MAX_BYTES if disk_type is DiskType.FIXED else DYNAMIC_READ_MAX_BYTES
     if not 0 < current_size <= maximum or current_size % SECTOR:
         raise FormatError(
             48, f"current size {current_size} is not of whole sectors, up to {maximum} bytes"

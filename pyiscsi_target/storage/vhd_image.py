@@ -10,12 +10,14 @@ import heapq
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
 from .base import StorageError, StorageFault
 from .vhd_format import (
+    ALIGNMENT_BYTES,
     FOOTER_BYTES,
     HEADER_BYTES,
     OLD_FOOTER_BYTES,
@@ -36,6 +38,7 @@ Read = Callable[[int, int], bytes]
 """(offset_bytes, length_bytes) -> exactly those bytes of the file."""
 
 MAX_BLOCKS = 4 << 20  # 2040 GiB in blocks of 512 KiB; the table takes 16 MiB
+FREE_PLACES_MAX = 64 << 10  # remembered of a file full of gaps
 SORT_BLOCKS = 512 << 10  # sorted at once, so that the numbers take few MiB
 
 T = TypeVar("T")
@@ -53,8 +56,9 @@ class Layout:
     """A VHD's structures.
 
     `footer_offset` is that of an intact footer at the end, None where only the copy at the start
-    of a dynamic disk is left. For fixed disks the rest is empty. `table` has the BAT entry of each
-    block of the disk; `data_end_bytes` is where the last structure or block ends.
+    of a dynamic disk is left. For fixed disks the rest is empty. `table` has all entries of the
+    BAT, perhaps more than the disk has blocks; `metadata` says where the structures but the footer
+    begin and end, and `data_end_bytes` where the last of them, or block, ends.
     """
 
     footer: Footer
@@ -64,6 +68,7 @@ class Layout:
     table: array[int] = field(default_factory=lambda: array("I"))
     locator_data: dict[bytes, bytes] = field(default_factory=dict)
     data_end_bytes: int = 0
+    metadata: tuple[tuple[int, int], ...] = ()
 
 
 def read_layout(read: Read, file_bytes: int, name: str) -> Layout:
@@ -92,9 +97,10 @@ class _Reader:
             layout.locator_data = self._locators(header, extents)
         self._check_extents(extents)
         blocks_end = self._check_blocks(layout.table, header, extents)
-        layout.data_end_bytes = max(blocks_end, *(
-            extent.end_bytes for extent in extents if extent.what != "footer"
-        ))  # fmt: skip
+        layout.metadata = tuple(
+            (extent.start_bytes, extent.end_bytes) for extent in extents if extent.what != "footer"
+        )
+        layout.data_end_bytes = max(blocks_end, *(end for _, end in layout.metadata))
         return layout
 
     # Footers
@@ -129,10 +135,10 @@ class _Reader:
         raise damage or DamagedError(0, "there is none")
 
     def _copy_instead(self, damage: DamagedError) -> Footer:
-        try:
-            footer = self._parsed("footer copy", 0, parse_footer, FOOTER_BYTES)
-        except DamagedError:
-            footer = None
+        footer: Footer | None = None
+        with suppress(DamagedError):
+            if self._file_bytes >= FOOTER_BYTES:
+                footer = self._parsed("footer copy", 0, parse_footer, FOOTER_BYTES)
         if footer is None or footer.disk_type is DiskType.FIXED:
             offset = max(0, self._file_bytes - FOOTER_BYTES)
             raise self._invalid("footer", offset, str(damage), damage.field_offset)
@@ -161,19 +167,17 @@ class _Reader:
 
     def _table(self, footer: Footer, header: Header) -> array[int]:
         where = footer.data_offset
+        entries = header.max_table_entries
         blocks = -(-footer.size_bytes // header.block_size)
-        if blocks > min(MAX_BLOCKS, header.max_table_entries):
-            raise self._header_error(
-                where, 28,
-                f"{blocks} blocks of {header.block_size} bytes, where there may be"
-                f" {min(MAX_BLOCKS, header.max_table_entries)}",
-            )  # fmt: skip
+        if not blocks <= entries <= MAX_BLOCKS:
+            message = f"{entries} table entries, where {blocks} to {MAX_BLOCKS} are wanted"
+            raise self._header_error(where, 28, message)
         end = header.table_offset + header.max_table_entries * 4
         if header.table_offset % SECTOR or header.table_offset < FOOTER_BYTES:
             raise self._header_error(where, 16, f"table offset {header.table_offset}")
         if end > self._file_bytes:
             raise self._header_error(where, 16, f"the table would end at {end}, behind the file")
-        table = array("I", self._read(header.table_offset, blocks * 4))
+        table = array("I", self._read(header.table_offset, entries * 4))
         if sys.byteorder == "little":
             table.byteswap()
         return table
@@ -218,7 +222,7 @@ class _Reader:
         """Refuse blocks that overlap anything; say where the last one ends (0 without any)."""
         sectors = (header.block_size + bitmap_bytes(header.block_size)) // SECTOR
         end = -sectors
-        for start in _sorted_entries(table):
+        for start in sorted_entries(table):
             if start < end:
                 raise self._block_error(header, table, start, "overlaps another")
             end = start + sectors
@@ -267,7 +271,39 @@ class _Reader:
         )
 
 
-def _sorted_entries(table: array[int]) -> Iterator[int]:
+def free_places(layout: Layout, end_bytes: int) -> list[int]:
+    """Where the data of further blocks could go among those there are, before `end_bytes`.
+
+    Nothing before the first block is free: some tools keep structures of their own there.
+    """
+    assert layout.header is not None
+    bitmap, block = bitmap_bytes(layout.header.block_size), layout.header.block_size
+    first = min(layout.table)
+    if first == UNUSED:
+        return []
+    blocks = (
+        (entry * SECTOR, entry * SECTOR + bitmap + block) for entry in sorted_entries(layout.table)
+    )
+    structures = sorted(extent for extent in layout.metadata if extent[0] > first * SECTOR)
+    places: list[int] = []
+    position = first * SECTOR
+    for start, end in heapq.merge(blocks, structures, [(end_bytes, end_bytes)]):
+        while len(places) < FREE_PLACES_MAX:
+            place = aligned_place(position, bitmap)
+            if place + block > start:
+                break
+            places.append(place)
+            position = place + block
+        position = max(position, end)
+    return places
+
+
+def aligned_place(position: int, bitmap: int) -> int:
+    """The first good place for data whose bitmap may begin at `position`."""
+    return -(-(position + bitmap) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def sorted_entries(table: array[int]) -> Iterator[int]:
     """The used entries in order, in bounded memory."""
     runs: list[Iterable[int]] = []
     for first in range(0, len(table), SORT_BLOCKS):

@@ -72,7 +72,7 @@ def test_any_changed_bit_of_a_footer_is_damage(byte: int, bit: int) -> None:
         (84, b"\x01", "saved state"),
         (48, bytes(8), "current size 0"),
         (48, (513).to_bytes(8), "current size 513"),
-        (48, (vhd_format.DYNAMIC_MAX_BYTES + 512).to_bytes(8), "current size"),
+        (48, (vhd_format.DYNAMIC_READ_MAX_BYTES + 512).to_bytes(8), "current size"),
     ],
 )
 def test_a_footer_that_means_what_we_cannot_do(offset: int, value: bytes, message: str) -> None:

@@ -125,8 +125,13 @@ class RecordingFile:
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
     ) -> None:
         joined = b"".join(data)
+        if durable:  # its own bytes alone; what they replace cannot come back
+            end = offset_bytes + len(joined)
+            self.changes = [
+                kept for change in self.changes for kept in without(change, offset_bytes, end)
+            ]
         self.write_blocking(offset_bytes, joined)
-        if durable:  # its own bytes alone
+        if durable:
             apply_change(self.durable, Change(offset_bytes, joined))
 
     async def flush(self) -> None:
@@ -206,6 +211,18 @@ class RecordingFile:
         failure, self.fail = self.fail, None
         if failure is not None:
             raise failure
+
+
+def without(change: Change, start_bytes: int, end_bytes: int) -> Iterator[Change]:
+    """What a write does outside of a range."""
+    at, data = change.offset_bytes, change.data
+    if data is None or at >= end_bytes or at + len(data) <= start_bytes:
+        yield change
+        return
+    if at < start_bytes:
+        yield Change(at, data[: start_bytes - at])
+    if at + len(data) > end_bytes:
+        yield Change(end_bytes, data[end_bytes - at :])
 
 
 def sectors(change: Change) -> Iterator[Change]:

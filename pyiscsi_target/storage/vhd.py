@@ -1,0 +1,189 @@
+"""Open a VHD of any kind, with its parents, and repair its footers where they were torn.
+
+VHD 1.0 as in `vhd_format`. What the kinds have in common is here; blocks are in `vhd_blocks`.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+
+from . import vhd_locators
+from .base import BackingStore, Buffer, Capabilities, StorageError, StorageFault
+from .chain import ParentPaths
+from .image_file import ImageFile
+from .raw import RawStore
+from .vhd_blocks import VhdBlocks
+from .vhd_format import (
+    ALIGNMENT_BYTES,
+    FOOTER_BYTES,
+    SECTOR,
+    DiskType,
+    Footer,
+    Header,
+    build_footer,
+    stamp_of,
+)
+from .vhd_image import Layout, read_layout
+from .vhd_space import stamped
+
+FindParent = Callable[[ParentPaths], BackingStore]
+CLOCK_SLACK_S = 2  # file systems round modification times
+
+
+def open_vhd(
+    file: ImageFile, *, block_size: int, find_parent: FindParent | None = None
+) -> BackingStore:
+    """The disk in `file`, which it owns from now on; writable if the file is.
+
+    `find_parent` opens the parent of a differencing disk, read-only. Raises StorageError (INVALID,
+    MISSING, and those of the files), and has closed the file then.
+    """
+    try:
+        return _open(file, block_size, find_parent)
+    except BaseException:
+        file.close_blocking()
+        raise
+
+
+def _open(file: ImageFile, block_size: int, find_parent: FindParent | None) -> BackingStore:
+    layout = read_layout(file.read_blocking, file.size_bytes, file.name)
+    size_bytes = layout.footer.size_bytes
+    if size_bytes % block_size:
+        message = f"{file.name}: {size_bytes} bytes are not of whole blocks of {block_size}"
+        raise StorageError(StorageFault.INVALID, message)
+    if not file.read_only:
+        repair_footers(file, layout)
+    capabilities = _capabilities(file, block_size)
+    if layout.footer.disk_type is DiskType.FIXED:
+        return FixedVhd(file, layout, capabilities)
+    parent = None
+    if layout.footer.disk_type is DiskType.DIFFERENCING:
+        parent = _open_parent(file, layout, find_parent)
+    return VhdBlocks(file, layout, capabilities, parent)
+
+
+def _capabilities(file: ImageFile, block_size: int) -> Capabilities:
+    return Capabilities(
+        read_only=file.read_only,
+        deallocate_granularity_bytes=max(ALIGNMENT_BYTES, block_size),
+        physical_block_bytes=max(ALIGNMENT_BYTES, block_size),
+        logical_block_bytes=block_size,
+    )
+
+
+def repair_footers(file: ImageFile, layout: Layout) -> None:
+    """Write the footer or its copy, whichever is damaged, from the other. Raises StorageError.
+
+    A footer at the end that was overwritten by blocks is that of a file which was growing when the
+    power went.
+    """
+    footer = build_footer(layout.footer)
+    if layout.footer_offset is None:
+        last = file.size_bytes // SECTOR * SECTOR
+        fits = file.size_bytes == last and last - FOOTER_BYTES >= layout.data_end_bytes
+        offset = last - FOOTER_BYTES if fits else -(-file.size_bytes // SECTOR) * SECTOR
+        file.write_blocking(offset, footer)
+        file.flush_blocking()
+        layout.footer_offset = offset
+    if not layout.copy_intact:
+        file.write_blocking(0, footer)
+        file.flush_blocking()
+        layout.copy_intact = True
+
+
+class FixedVhd(RawStore):
+    """A fixed disk: the bytes before the footer."""
+
+    def __init__(self, file: ImageFile, layout: Layout, capabilities: Capabilities) -> None:
+        size_bytes = layout.footer.size_bytes
+        super().__init__(file, size_bytes, capabilities, capabilities.logical_block_bytes)
+        self.file = file
+        self.footer = layout.footer
+        self._footer_offset = layout.footer_offset or 0
+        self._is_stamped = False
+        self._stamping = asyncio.Lock()
+
+    async def _stamp(self) -> None:
+        """Before the first change: children made of this disk must not fit any more."""
+        async with self._stamping:
+            if not self._is_stamped:
+                footer = stamped(self.footer)
+                await self.file.write(self._footer_offset, (build_footer(footer),))
+                await self.file.flush()
+                self.footer = footer
+                self._is_stamped = True
+
+    def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
+        """See `BackingStore.write_now`."""
+        return self._is_stamped and self._io.write_now(offset_bytes, data)
+
+    async def write(
+        self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
+    ) -> None:
+        """See `BackingStore.write`."""
+        await self._stamp()
+        await super().write(offset_bytes, data, durable=durable)
+
+    async def deallocate(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.deallocate`."""
+        await self._stamp()
+        await super().deallocate(offset_bytes, length_bytes)
+
+    async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.write_zeroes`."""
+        await self._stamp()
+        await super().write_zeroes(offset_bytes, length_bytes)
+
+
+# Parents
+
+
+def _open_parent(
+    file: ImageFile, layout: Layout, find_parent: FindParent | None
+) -> FixedVhd | VhdBlocks:
+    assert layout.header is not None
+    paths = vhd_locators.decode(layout.locator_data, layout.header.parent_name)
+    if find_parent is None:
+        message = f"{file.name}: its parent {paths.name!r} is not looked for"
+        raise StorageError(StorageFault.INVALID, message)
+    parent = find_parent(paths)
+    try:
+        return _checked_parent(file, layout.header, parent)
+    except BaseException:
+        parent.close_blocking()
+        raise
+
+
+def _checked_parent(file: ImageFile, header: Header, parent: BackingStore) -> FixedVhd | VhdBlocks:
+    """The parent, if it is the very disk that the child was made of (VHD 1.0, "Dynamic Disk Header
+    Format": Parent Unique ID and Parent Time Stamp).
+    """
+    if not isinstance(parent, FixedVhd | VhdBlocks):
+        message = f"{file.name}: its parent is no VHD"
+        raise StorageError(StorageFault.INVALID, message)
+    name, footer = parent.file.name, parent.footer
+    if footer.unique_id != header.parent_unique_id:
+        message = (
+            f"{file.name}: its parent {name} is another disk: its unique id is"
+            f" {footer.unique_id}, not {header.parent_unique_id}"
+        )
+        raise StorageError(StorageFault.INVALID, message)
+    if not _is_of_time(header.parent_time_stamp, footer, name):
+        message = (
+            f"{file.name}: its parent {name} was changed after this child was made of it (its time"
+            f" stamp is {footer.time_stamp}, not {header.parent_time_stamp}), so that their data"
+            f" may not fit"
+        )
+        raise StorageError(StorageFault.INVALID, message)
+    return parent
+
+
+def _is_of_time(stamp: int, footer: Footer, name: str) -> bool:
+    """Tools record the time stamp of the parent's footer, or when its file was last modified."""
+    if stamp == footer.time_stamp:
+        return True
+    try:
+        modified = stamp_of(os.stat(name).st_mtime)
+    except (OSError, ValueError):
+        return False
+    return abs(modified - stamp) <= CLOCK_SLACK_S

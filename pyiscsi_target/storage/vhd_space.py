@@ -1,0 +1,151 @@
+"""Room for blocks in a VHD file, and the footer that always stays behind the last of them.
+
+A place is handed out only when the file's end, the footer behind it and the zeroes in it are on the
+medium: then a table entry that points there may reach the medium at any time, before or after the
+bytes that the block is written with. One flush serves a whole batch of places, and batches grow
+while the disk does. This module must not know tables and bitmaps.
+"""
+
+import asyncio
+from dataclasses import replace
+
+from .base import StorageError, StorageFault
+from .image_file import ImageFile
+from .vhd_format import FOOTER_BYTES, SECTOR, UNUSED, DiskType, Footer, build_footer, now_stamp
+from .vhd_image import aligned_place
+
+FIRST_BATCH_BYTES = 16 << 20
+LARGEST_BATCH_BYTES = 1 << 30  # of holes
+
+
+def stamped(footer: Footer) -> Footer:
+    """The footer after a change of the disk: children made before must not fit any more."""
+    return replace(footer, time_stamp=max(now_stamp(), footer.time_stamp + 1) & 0xFFFFFFFF)
+
+
+def footer_offsets(footer: Footer, end_bytes: int) -> tuple[int, ...]:
+    """Where the footer is written: at the end, then at the start of all but fixed disks.
+
+    Never both at once: one of them is always whole.
+    """
+    return (end_bytes,) if footer.disk_type is DiskType.FIXED else (end_bytes, 0)
+
+
+class Space:
+    """Places (of the data of a block, behind its bitmap) in a file whose footer is at `end_bytes`.
+
+    `free` lists places that nothing uses, whatever they hold; `missing` is how many blocks of the
+    disk have no place yet.
+    """
+
+    def __init__(
+        self,
+        file: ImageFile,
+        footer: Footer,
+        end_bytes: int,
+        *,
+        block_bytes: int,
+        bitmap_bytes: int,
+        free: list[int],
+        missing: int,
+    ) -> None:
+        self.footer = footer
+        self._file = file
+        self._end_bytes = end_bytes
+        self._block_bytes = block_bytes
+        self._bitmap_bytes = bitmap_bytes
+        self._free = free
+        self._missing = missing
+        self._ready: list[int] = []
+        self._batch = max(1, FIRST_BATCH_BYTES // block_bytes)
+        self._lock = asyncio.Lock()
+        self._refilling: asyncio.Task[None] | None = None
+
+    async def take(self) -> int:
+        """A place that is all zeroes, on the medium. Raises StorageError."""
+        while not self._ready:
+            self._refill_soon()
+            assert self._refilling is not None
+            await asyncio.shield(self._refilling)
+        self._missing -= 1
+        place = self._ready.pop()
+        if len(self._ready) < min(self._batch // 4, self._missing):
+            self._refill_soon()
+        return place
+
+    def give_back(self, place: int) -> None:
+        """Nothing refers to the place any more, and nobody reads or writes it."""
+        self._missing += 1
+        self._free.append(place)
+
+    async def stamp(self) -> None:
+        """Note in both footers, on the medium, that the disk changes."""
+        async with self._lock:
+            footer = stamped(self.footer)
+            for offset in footer_offsets(footer, self._end_bytes):
+                await self._file.write(offset, (build_footer(footer),))
+                await self._file.flush()
+            self.footer = footer
+
+    async def close(self, used_end_bytes: int) -> None:
+        """Let the file end with the footer behind what is used. Raises StorageError."""
+        if self._refilling is not None:
+            await asyncio.wait((self._refilling,))
+        async with self._lock:
+            end = min(used_end_bytes, self._end_bytes)
+            if end + FOOTER_BYTES == self._file.size_bytes:
+                return
+            await self._file.write(end, (build_footer(self.footer),))
+            await self._file.flush()
+            await self._file.set_size(end + FOOTER_BYTES)
+            self._end_bytes = end
+
+    # Making places ready
+
+    def _refill_soon(self) -> None:
+        if self._refilling is None or self._refilling.done():
+            self._refilling = asyncio.ensure_future(self._refill())
+            self._refilling.add_done_callback(_forget_failure)
+
+    async def _refill(self) -> None:
+        async with self._lock:
+            count = max(1, min(self._batch, self._missing - len(self._ready)))
+            reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+            try:
+                for place in reused:
+                    length = self._bitmap_bytes + self._block_bytes
+                    await self._file.punch(place - self._bitmap_bytes, length)
+                grown = await self._grow(count - len(reused))
+                await self._file.flush()
+            except BaseException:
+                self._free += reused
+                raise
+            self._ready[:0] = reversed([*reused, *grown])
+            self._batch = min(self._batch * 2, max(1, LARGEST_BATCH_BYTES // self._block_bytes))
+        if not self._ready:
+            message = f"{self._file.name}: block tables reach no further than 2 TiB into the file"
+            raise StorageError(StorageFault.OUT_OF_SPACE, message)
+
+    async def _grow(self, count: int) -> list[int]:
+        """Up to `count` places behind the end, and the footer behind them."""
+        places: list[int] = []
+        end = self._end_bytes
+        for _ in range(count):
+            place = aligned_place(end, self._bitmap_bytes)
+            if place // SECTOR >= UNUSED:
+                break
+            places.append(place)
+            end = place + self._block_bytes
+        if places:
+            await self._file.set_size(end + FOOTER_BYTES)
+            await self._file.write(end, (build_footer(self.footer),))
+            # Lost before the new one is on the medium, this one is made up for by the copy.
+            await self._file.write(self._end_bytes, (bytes(FOOTER_BYTES),))
+            self._end_bytes = end
+        return places
+
+
+def _forget_failure(task: asyncio.Task[None]) -> None:
+    """Who waits for places hears of it; nobody else needs to."""
+    if not task.cancelled():
+        task.exception()
