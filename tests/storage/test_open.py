@@ -7,7 +7,7 @@ import pytest
 
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.filters import DelayStore, ErrorStore
-from pyiscsi_target.storage.open import is_volatile, open_store, resolve_path
+from pyiscsi_target.storage.open import image_path, is_volatile, open_store, resolve_path
 from pyiscsi_target.storage.raw import RawStore
 from tests.storage.conftest import Opener
 
@@ -253,3 +253,9 @@ async def test_what_a_file_system_prefers(opener: Opener) -> None:
     assert store.capabilities.physical_block_bytes == 4096
     assert store.capabilities.deallocate_granularity_bytes % 4096 == 0
     await store.close()
+
+
+def test_the_file_that_a_disk_is_in(tmp_path: Path) -> None:
+    assert image_path("disks/a.img", tmp_path) == tmp_path / "disks/a.img"
+    assert image_path("delay:5ms:error:1/9:/x/a.vhdx", tmp_path) == Path("/x/a.vhdx")
+    assert image_path("ram:", tmp_path) is image_path("delay:5ms:ram:", tmp_path) is None
