@@ -16,28 +16,26 @@ from .iscsi.constants import LoginStatus
 from .iscsi.framing import RECEIVE_BUFFER_LENGTH, BufferPool
 from .iscsi.login import Agreement
 from .iscsi.target import TargetConnection
-from .scsi.logical_unit import DiskSettings, LogicalUnit
+from .scsi.logical_unit import LogicalUnit
 from .scsi.target_device import TargetDevice
 from .server.config_model import Config
 from .server.config_values import Endpoint
 from .server.connection import ARENA_LENGTH, Connection
-from .server.control import ControlServer
-from .server.identities import identities_of
+from .server.control import ControlServer, Handler
 from .server.logs import log_event
 from .server.operator_requests import OperatorRequests
 from .server.overview import Overview, overview_of
 from .server.policy import Peer, PeerPolicy, Portal
 from .server.port_numbers import number_portals, number_ports
 from .server.portal import ConnectionLimits, PortalListener, bind, bound_endpoint
-from .server.reservation_state import StoredReservations, read_boot_id
+from .server.served_disks import ServedDisks
 from .server.sessions import Session, SessionRegistry
+from .server.snapshot_requests import SnapshotRequests
 from .server.state_store import StateError, StateStore
 from .server.targets import ConfiguredTargets
-from .storage.base import BackingStore, StorageError
-from .storage.open import open_store
+from .storage.base import StorageError
 
 WATCH_INTERVAL_S = 1.0
-SPACE_INTERVAL_S = 10.0  # between looks at how much room the disks' file systems have
 LOGOUT_GRACE_S = 1.0  # between the last word to an initiator that stays and the end
 
 # What a host without IPv6 says to the wildcard that the default portals name.
@@ -56,11 +54,10 @@ class Application:
     def __init__(self, config: Config, base_dir: Path) -> None:
         """`base_dir` is the config file's folder: below it, missing folders are created."""
         self._config = config
-        self._base_dir = base_dir
         self._targets = ConfiguredTargets(config)
         self._stop = asyncio.Event()
-        self._stores: dict[str, BackingStore] = {}
-        self._units: dict[str, LogicalUnit] = {}
+        self._disks = ServedDisks(config.disks, base_dir)
+        self._units = self._disks.units
         self._devices: dict[str, TargetDevice] = {}
         self._state: StateStore | None = None
         self._listeners: list[PortalListener] = []
@@ -75,9 +72,7 @@ class Application:
         self._arenas = BufferPool(ARENA_LENGTH)
         self._logins: Counter[str] = Counter()
         self._metrics: MetricsServer | None = None
-        self._control = ControlServer(
-            config.server.state_dir, OperatorRequests(self._units).handlers
-        )
+        self._control = ControlServer(config.server.state_dir, self._requests())
         self._background: list[asyncio.Task[None]] = []
         self._sessions = SessionRegistry(
             self._devices,
@@ -85,6 +80,12 @@ class Application:
             {name: target.limits.max_sessions for name, target in config.targets.items()},
             self._ports,
         )
+
+    def _requests(self) -> dict[str, Handler]:
+        """What an operator may ask for."""
+        changing = asyncio.Lock()
+        of_disks = SnapshotRequests(self._disks, changing).handlers
+        return {**OperatorRequests(self._units, changing).handlers, **of_disks}
 
     # Start
 
@@ -104,36 +105,13 @@ class Application:
             await self._close_disks()
             raise
         self._background.append(asyncio.create_task(self._watch()))
-        self._background.append(asyncio.create_task(self._watch_space()))
+        self._background.append(asyncio.create_task(self._disks.watch_space()))
         self._warn_of_closed_targets()
         log_event(_log, logging.INFO, "ready", targets=len(self._devices), disks=len(self._units))
 
     def _open_disks(self) -> None:
         self._state = StateStore(self._config.server.state_dir)
-        identities = identities_of(self._config.disks, self._state)
-        reservations = StoredReservations(self._state, read_boot_id())
-        for name, disk in self._config.disks.items():
-            store = open_store(
-                disk.path,
-                size_bytes=disk.size_bytes,
-                read_only=disk.read_only,
-                base=self._base_dir,
-                block_size=disk.block_size,
-            )
-            self._stores[name] = store
-            settings = DiskSettings(
-                block_size=disk.block_size,
-                physical_block_size=disk.physical_block_size
-                or max(disk.block_size, store.capabilities.physical_block_bytes),
-                read_only=disk.read_only,
-                write_cache=disk.write_cache,
-                thin=disk.thin,
-                removable=disk.removable,
-                space_warning_bytes=disk.space_warning,
-            )
-            self._units[name] = LogicalUnit(
-                name, store, identities[name], settings, reservations, reservations.load(name)
-            )
+        self._disks.open(self._state)
         for name in self._config.targets:
             self._devices[name] = TargetDevice(name)
 
@@ -207,7 +185,7 @@ class Application:
 
     def overview(self) -> Overview:
         """What is served, for a person."""
-        sizes = {name: store.size_bytes for name, store in self._stores.items()}
+        sizes = self._disks.sizes_bytes()
         return overview_of(self._config, sizes, [portal.endpoint for portal in self._portals])
 
     # Connections and sessions (`ConnectionOwner`)
@@ -283,17 +261,6 @@ class Application:
                 elif now_s - connection.heard_at_s > server.ping_interval_s:
                     connection.ping(now_s)
 
-    async def _watch_space(self) -> None:
-        """Warn initiators before thin disks have no room left."""
-        while True:
-            await asyncio.sleep(SPACE_INTERVAL_S)
-            for unit in self._units.values():
-                if unit.thin and unit.settings.space_warning_bytes:
-                    try:
-                        unit.notice_space(await unit.store.available_bytes())
-                    except StorageError as error:
-                        log_event(_log, logging.ERROR, "no_space_known", reason=error)
-
     # Figures for metrics (`admin.metrics.Figures`)
 
     def sessions(self) -> Mapping[str, int]:
@@ -362,12 +329,7 @@ class Application:
         self._listeners.clear()
 
     async def _close_disks(self) -> None:
-        for name, store in self._stores.items():
-            try:
-                await store.close()
-            except StorageError as error:
-                log_event(_log, logging.ERROR, "disk_close_failed", disk=name, reason=error)
-        self._stores.clear()
+        await self._disks.close()
         if self._state is not None:
             self._state.close()
             self._state = None

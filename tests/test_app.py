@@ -23,6 +23,7 @@ from pyiscsi_target.iscsi.constants import AsyncEvent
 from pyiscsi_target.iscsi.initiator_events import LoginFailed, LoginFinished
 from pyiscsi_target.iscsi.initiator_login import InitiatorSettings
 from pyiscsi_target.server import connection as server_connection
+from pyiscsi_target.server import served_disks
 from pyiscsi_target.server.logs import JsonFormatter, KeyValueFormatter
 from tests.support.live import MIB, Live, config_of, recording, serving
 from tests.support.peer import INITIATOR, LoginRefused, engine_login
@@ -518,7 +519,7 @@ async def test_a_file_system_that_runs_low_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, to who is there, and the session goes on."""
-    monkeypatch.setattr(app_module, "SPACE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(served_disks, "SPACE_INTERVAL_S", 0.001)
     disk = {"path": "disk.img", "size": MIB, "space_warning": 0}
     async with serving(config_of(tmp_path, disks={"disk": disk}), tmp_path) as live:
         peer = await live.log_in()

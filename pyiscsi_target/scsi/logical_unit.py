@@ -132,6 +132,11 @@ class LogicalUnit:
             await self.store.resize(size_bytes)
             self._take_size()
 
+    def take_store(self, store: BackingStore) -> None:
+        """Another store of the same disk from now on; for who holds the task set."""
+        self.store = store
+        self._take_size()
+
     def _take_size(self) -> None:
         before, self.block_count = self.block_count, self.store.size_bytes // self.block_size
         if self.block_count != before:

@@ -17,9 +17,10 @@ _log = logging.getLogger(__name__)
 class OperatorRequests:
     """Requests by name, over the disks of a server."""
 
-    def __init__(self, units: Mapping[str, LogicalUnit]) -> None:
+    def __init__(self, units: Mapping[str, LogicalUnit], changing: asyncio.Lock) -> None:
+        """`changing`: held while disks change, which only one request may do."""
         self._units = units
-        self._changing_disks = asyncio.Lock()
+        self._changing = changing
         self.handlers: Mapping[str, Handler] = {
             "reservations": self._reservations,
             "purge": self._purge,
@@ -54,7 +55,7 @@ class OperatorRequests:
             raise ControlError(f"disk {unit.name!r} is read only")
         before_bytes = unit.store.size_bytes
         try:
-            async with self._changing_disks:
+            async with self._changing:
                 await unit.resize(size_bytes)
         except StorageError as error:
             raise ControlError(f"disk {unit.name!r} keeps its size: {error}") from error

@@ -68,6 +68,14 @@ def resolve_path(path: str, base: Path) -> str:
     return path if scheme == RAM else str(base / Path(path).expanduser())
 
 
+def image_path(path: str, base: Path) -> Path | None:
+    """The file or block device in the disk `path`, whatever it wears; None for memory."""
+    scheme, _, rest = _split(path)
+    if scheme in _FILTERS:
+        return image_path(rest, base)
+    return None if scheme == RAM else base / Path(path).expanduser()
+
+
 def is_volatile(path: str) -> bool:
     """Whether the content of the disk `path` dies with the process (so it needs a size)."""
     scheme, _, rest = _split(path)

@@ -1,0 +1,115 @@
+"""The disks of a server: their stores and logical units, from opening to closing.
+
+Knows the configuration of disks and what is stored of them; neither targets nor sessions.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ..scsi.logical_unit import DiskSettings, LogicalUnit
+from ..storage.base import BackingStore, StorageError
+from ..storage.open import image_path, open_store
+from .config_model import DiskConfig
+from .identities import identities_of
+from .logs import log_event
+from .reservation_state import StoredReservations, read_boot_id
+from .state_store import StateStore
+
+SPACE_INTERVAL_S = 10.0  # between looks at how much room the disks' file systems have
+
+_log = logging.getLogger(__name__)
+
+
+class ServedDisks:
+    """Logical units by the name of their disk. Lives on the event loop, which owns its state."""
+
+    def __init__(self, configs: Mapping[str, DiskConfig], base_dir: Path) -> None:
+        """`base_dir` is the config file's folder: below it, missing folders are created."""
+        self.units: dict[str, LogicalUnit] = {}
+        self._configs = configs
+        self._base_dir = base_dir
+        self._stores: dict[str, BackingStore] = {}
+
+    def open(self, state: StateStore) -> None:
+        """Open all. Raises StorageError and StateError; `close` closes those that are open."""
+        identities = identities_of(self._configs, state)
+        reservations = StoredReservations(state, read_boot_id())
+        for name, disk in self._configs.items():
+            store = self._stores[name] = self._open_store(disk, disk.size_bytes)
+            self.units[name] = LogicalUnit(
+                name,
+                store,
+                identities[name],
+                _settings(disk, store),
+                reservations,
+                reservations.load(name),
+            )
+
+    def _open_store(self, disk: DiskConfig, size_bytes: int | None) -> BackingStore:
+        return open_store(
+            disk.path,
+            size_bytes=size_bytes,
+            read_only=disk.read_only,
+            base=self._base_dir,
+            block_size=disk.block_size,
+        )
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """The size of each disk."""
+        return {name: store.size_bytes for name, store in self._stores.items()}
+
+    def image(self, name: str) -> Path | None:
+        """The file that a disk is in; None where it is in none (`ram:`, a block device)."""
+        path = image_path(self._configs[name].path, self._base_dir)
+        return path if path is not None and path.is_file() else None
+
+    async def exchange(self, name: str, change: Callable[[], object]) -> None:
+        """Close the disk's image, let `change` work on its files in a thread, and open it again.
+
+        For who holds the disk (`TaskSet.hold`): nobody may use its store meanwhile. The image is
+        opened again even where `change` fails. Raises what `change` raises, and StorageError.
+        """
+        unit = self.units[name]
+        await unit.store.close()
+        try:
+            await asyncio.to_thread(change)
+        finally:
+            store = await asyncio.to_thread(self._open_store, self._configs[name], None)
+            self._stores[name] = store
+            unit.take_store(store)
+
+    async def watch_space(self) -> None:
+        """Warn initiators before thin disks have no room left. Runs until it is cancelled."""
+        while True:
+            await asyncio.sleep(SPACE_INTERVAL_S)
+            for unit in self.units.values():
+                if unit.thin and unit.settings.space_warning_bytes:
+                    try:
+                        unit.notice_space(await unit.store.available_bytes())
+                    except StorageError as error:
+                        log_event(_log, logging.ERROR, "no_space_known", reason=error)
+
+    async def close(self) -> None:
+        """Flush and close all; what fails is logged. Idempotent."""
+        for name, store in self._stores.items():
+            try:
+                await store.close()
+            except StorageError as error:
+                log_event(_log, logging.ERROR, "disk_close_failed", disk=name, reason=error)
+        self._stores.clear()
+
+
+def _settings(disk: DiskConfig, store: BackingStore) -> DiskSettings:
+    physical = disk.physical_block_size
+    return DiskSettings(
+        block_size=disk.block_size,
+        physical_block_size=physical
+        or max(disk.block_size, store.capabilities.physical_block_bytes),
+        read_only=disk.read_only,
+        write_cache=disk.write_cache,
+        thin=disk.thin,
+        removable=disk.removable,
+        space_warning_bytes=disk.space_warning,
+    )

@@ -1,0 +1,163 @@
+"""Snapshots of an image file: what it held at one moment, kept beside it under a name.
+
+    data.vhdx            the disk as it goes on
+    data@before.vhdx     the disk as it was when the snapshot `before` was taken
+
+Of an image format that knows differencing, taking one makes today's file the snapshot and puts a
+child of it in its place; restoring puts a new child there. Of a raw file both copy, sharing blocks
+where the file system can. A snapshot is never written to.
+
+Everything here blocks, and wants the image closed, its content flushed; what fails leaves it as it
+was. Knows neither which snapshots a server has, nor what is under way on its disks.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .base import StorageError, StorageFault
+from .clone import TEMPORARY_SUFFIX, clone_file
+from .durability import sync_directory
+from .faults import open_error
+
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
+_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot: `taken_s` is its time since the epoch, `file_bytes` what its file takes."""
+
+    name: str
+    path: Path
+    taken_s: float
+    file_bytes: int
+
+
+CreateChild = Callable[[Path, Path], None]
+"""(child, parent): make a differencing image at `child`, or nothing. Raises StorageError."""
+
+# By suffix: the formats that know differencing.
+_CREATE_CHILD: dict[str, CreateChild] = {}
+
+
+def snapshot_path(image: Path, name: str) -> Path:
+    """Where the snapshot `name` of the image is. Raises StorageError (INVALID) for such a name."""
+    if not re.fullmatch(NAME_PATTERN, name):
+        message = f"{name!r} cannot name a snapshot; use letters, digits, '.', '_' and '-'"
+        raise StorageError(StorageFault.INVALID, message)
+    return image.with_name(f"{image.stem}@{name}{image.suffix}")
+
+
+def list_snapshots(image: Path) -> list[Snapshot]:
+    """All snapshots of the image, oldest first. Raises StorageError."""
+    pattern = re.compile(re.escape(image.stem) + f"@({NAME_PATTERN})" + re.escape(image.suffix))
+    try:
+        found = [
+            _describe(match[1], path)
+            for path in image.parent.iterdir()
+            if (match := pattern.fullmatch(path.name)) and not _is_unfinished(image, path)
+        ]
+    except OSError as error:
+        raise open_error(error, str(image.parent)) from error
+    return sorted(found, key=lambda snapshot: (snapshot.taken_s, snapshot.name))
+
+
+def take_snapshot(image: Path, name: str) -> Snapshot:
+    """Keep what the image holds now as the snapshot `name`. Raises StorageError (INVALID where it
+    exists already, or where too much would have to be copied)."""
+    snapshot = snapshot_path(image, name)
+    with _mapped_errors(image):
+        if snapshot.exists() and not _is_unfinished(image, snapshot):
+            raise StorageError(
+                StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
+            )
+        create_child = _CREATE_CHILD.get(image.suffix.lower())
+        if create_child is None:
+            clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
+            _protect(snapshot)
+        else:
+            _become_parent(image, snapshot, create_child)
+        return _describe(name, snapshot)
+
+
+def _become_parent(image: Path, snapshot: Path, create_child: CreateChild) -> None:
+    """The file gets the snapshot's name too; then a child takes its first one over."""
+    mode = stat.S_IMODE(image.stat().st_mode)
+    snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
+    os.link(image, snapshot)
+    try:
+        _put_child(image, snapshot, create_child, mode)
+    except BaseException:
+        snapshot.unlink()
+        raise
+    _protect(snapshot)
+
+
+def _put_child(image: Path, parent: Path, create_child: CreateChild, mode: int) -> None:
+    temporary = image.with_name(image.name + TEMPORARY_SUFFIX)
+    temporary.unlink(missing_ok=True)
+    try:
+        create_child(temporary, parent)
+        temporary.chmod(mode)
+        temporary.replace(image)
+        sync_directory(image.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def restore_snapshot(image: Path, name: str) -> None:
+    """Make the image hold what the snapshot `name` does; what it held is gone, the snapshot stays.
+
+    Raises StorageError (MISSING where there is none).
+    """
+    snapshot = existing_snapshot(image, name)
+    with _mapped_errors(image):
+        mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
+        create_child = _CREATE_CHILD.get(image.suffix.lower())
+        if create_child is None:
+            clone_file(snapshot, image)
+            image.chmod(mode)
+        else:
+            _put_child(image, snapshot, create_child, mode)
+
+
+def existing_snapshot(image: Path, name: str) -> Path:
+    """Where the snapshot is. Raises StorageError (MISSING, naming those that there are)."""
+    snapshot = snapshot_path(image, name)
+    known = {found.name: found.path for found in list_snapshots(image)}
+    if name not in known:
+        names = ", ".join(known) or "none"
+        message = f"{snapshot}: no such snapshot of {image.name}; there are: {names}"
+        raise StorageError(StorageFault.MISSING, message)
+    return snapshot
+
+
+def _is_unfinished(image: Path, snapshot: Path) -> bool:
+    """A crash came between the snapshot's name and the child: it is the image itself."""
+    try:
+        return snapshot.samefile(image)
+    except FileNotFoundError:
+        return False
+
+
+def _describe(name: str, path: Path) -> Snapshot:
+    found = path.stat()
+    return Snapshot(name, path, found.st_mtime, getattr(found, "st_blocks", 0) * 512)
+
+
+def _protect(snapshot: Path) -> None:
+    snapshot.chmod(stat.S_IMODE(snapshot.stat().st_mode) & ~_WRITABLE)
+
+
+@contextlib.contextmanager
+def _mapped_errors(image: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise open_error(error, str(error.filename or image)) from error

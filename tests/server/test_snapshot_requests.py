@@ -1,0 +1,153 @@
+"""Snapshots of disks that are being written to, and putting them back."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyiscsi_target.server.control import ControlError, Json, ask
+from pyiscsi_target.storage import clone, snapshots
+from tests.support.live import MIB, Live, config_of, serving
+from tests.support.peer import Peer
+from tests.support.raw_initiator import read_16, write_16
+
+BOTH: dict[str, dict[str, Any]] = {
+    name: {"path": f"{name}.img", "size": MIB} for name in ("quorum", "data")
+}
+
+
+async def request(live: Live, name: str, **arguments: object) -> Json:
+    return await asyncio.to_thread(ask, live.app._config.server.state_dir, name, **arguments)
+
+
+async def write(peer: Peer, content: int, lba: int = 0) -> None:
+    """The same block to both disks, one after the other."""
+    for lun in (0, 1):
+        done = await peer.command(write_16(lba, 1), data=content.to_bytes(512), lun=lun)
+        assert not done.status
+
+
+async def read(peer: Peer, lun: int, lba: int = 0) -> int:
+    done = await peer.command(read_16(lba, 1), read_bytes=512, lun=lun)
+    assert not done.status
+    return int.from_bytes(done.data)
+
+
+async def ready(peer: Peer) -> None:
+    for lun in (0, 1):
+        while (await peer.command(bytes(6), lun=lun)).status:
+            pass
+
+
+async def test_two_disks_at_one_instant(tmp_path: Path) -> None:
+    """A node writes record after record, to one disk and then the other, while it happens."""
+    async with serving(config_of(tmp_path, disks=BOTH), tmp_path) as live:
+        peer = await live.log_in()
+        await ready(peer)
+        stopped = asyncio.Event()
+
+        async def node() -> int:
+            content = 0
+            while not stopped.is_set():
+                content += 1
+                await write(peer, content)
+            return content
+
+        writing = asyncio.create_task(node())
+        taken = []
+        for number in range(5):
+            answer = await request(
+                live, "snapshot", disks=["quorum", "data"], snapshot=f"s{number}"
+            )
+            assert answer == {"snapshot": f"s{number}", "disks": ["quorum", "data"]}
+            taken.append([(tmp_path / f"{disk}@s{number}.img").read_bytes() for disk in BOTH])
+        stopped.set()
+        last = await writing
+        assert last > 5
+        for quorum, data in taken:  # the first disk is a record ahead, or both have the same
+            first, second = int.from_bytes(quorum[:512]), int.from_bytes(data[:512])
+            assert first - second in (0, 1)
+        listed = await request(live, "snapshots", disks=["data"])
+        assert [one["name"] for one in listed["snapshots"]["data"]] == [f"s{n}" for n in range(5)]
+        assert await read(peer, 0) == last
+
+
+async def test_back_to_the_start(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path, disks=BOTH), tmp_path) as live:
+        peer = await live.log_in()
+        await ready(peer)
+        await write(peer, 1)
+        await request(live, "snapshot", disks=["quorum", "data"], snapshot="start")
+        await write(peer, 2)
+        with pytest.raises(ControlError, match=r"in use by iqn.*; log out there, or use force"):
+            await request(live, "restore", disks=["quorum", "data"], snapshot="start")
+        assert await read(peer, 0) == 2
+        await request(live, "restore", disks=["quorum", "data"], snapshot="start", force=True)
+        for lun in (0, 1):
+            assert (await peer.command(bytes(6), lun=lun)).asc == (0x28, 0x00)
+            assert await read(peer, lun) == 1
+        await write(peer, 3)
+        await peer.log_out()
+        await live.until(lambda: not live.app._sessions.by_key)
+        await request(live, "restore", disks=["data"], snapshot="start")
+        again = await live.log_in()
+        await ready(again)
+        assert [await read(again, lun) for lun in (0, 1)] == [3, 1]
+
+
+async def test_a_size_comes_back_too(tmp_path: Path) -> None:
+    disks = {"data": BOTH["data"]}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        await request(live, "snapshot", disks=["data"], snapshot="small")
+        await request(live, "resize", disk="data", size_bytes=2 * MIB)
+        await request(live, "snapshot", disks=["data"], snapshot="large")
+        await request(live, "restore", disks=["data"], snapshot="small", force=True)
+        await peer.ready()
+        assert live.app._units["data"].block_count == MIB // 512
+        assert (await peer.command(read_16(MIB // 512, 1), read_bytes=512)).asc == (0x21, 0x00)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("snapshot", {"disks": ["data"], "snapshot": "../x"}, "cannot name a snapshot"),
+        ("snapshot", {"disks": ["dota"], "snapshot": "x"}, "no disk 'dota' is served"),
+        ("snapshot", {"disks": [], "snapshot": "x"}, "no disk is named"),
+        ("snapshot", {"disks": "data", "snapshot": "x"}, "no disk is named"),
+        ("snapshot", {"disks": ["memory"], "snapshot": "x"}, "'memory' is not in a file"),
+        ("snapshots", {}, "no disk is named"),
+        ("restore", {"disks": ["data"], "snapshot": "x"}, "no such snapshot of data.img"),
+    ],
+)
+async def test_what_is_refused(
+    tmp_path: Path, name: str, arguments: dict[str, Any], message: str
+) -> None:
+    disks = {"data": BOTH["data"], "memory": {"path": "ram:", "size": MIB}}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        with pytest.raises(ControlError, match=message):
+            await request(live, name, **arguments)
+
+
+async def test_a_name_that_one_disk_has_already(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path, disks=BOTH), tmp_path) as live:
+        await request(live, "snapshot", disks=["data"], snapshot="one")
+        with pytest.raises(ControlError, match="'data' has a snapshot 'one' already"):
+            await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
+        assert not (tmp_path / "quorum@one.img").exists()
+
+
+async def test_a_snapshot_that_fails_leaves_a_disk_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots, "COPY_LIMIT_BYTES", 0)
+    monkeypatch.setattr(clone, "_share", lambda *_: False)
+    async with serving(config_of(tmp_path, disks=BOTH), tmp_path) as live:
+        peer = await live.log_in()
+        await ready(peer)
+        await write(peer, 1)
+        with pytest.raises(ControlError, match="would have to be copied"):
+            await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
+        await write(peer, 2)
+        assert await read(peer, 1) == 2

@@ -1,0 +1,100 @@
+"""Snapshots of raw files: their names, what they keep, and what a failure leaves behind."""
+
+from pathlib import Path
+
+import pytest
+
+from pyiscsi_target.storage import clone, snapshots
+from pyiscsi_target.storage.base import StorageError, StorageFault
+from pyiscsi_target.storage.snapshots import (
+    list_snapshots,
+    restore_snapshot,
+    snapshot_path,
+    take_snapshot,
+)
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "data.img"
+    path.write_bytes(b"first" + bytes(MIB))
+    path.chmod(0o640)
+    return path
+
+
+def write(image: Path, data: bytes) -> None:
+    with open(image, "r+b") as file:
+        file.write(data)
+
+
+def names(image: Path) -> list[str]:
+    return [snapshot.name for snapshot in list_snapshots(image)]
+
+
+def test_a_snapshot_keeps_what_there_was(image: Path) -> None:
+    taken = take_snapshot(image, "one")
+    assert taken.path == image.with_name("data@one.img")
+    write(image, b"later")
+    take_snapshot(image, "two")
+    write(image, b"third")
+    assert names(image) == ["one", "two"]
+    for name, content in (("one", b"first"), ("two", b"later"), ("one", b"first")):
+        restore_snapshot(image, name)
+        assert image.read_bytes() == content + bytes(MIB)
+        write(image, b"again")
+    assert names(image) == ["one", "two"]
+    assert image.stat().st_mode & 0o777 == 0o640
+    assert taken.path.stat().st_mode & 0o777 == 0o440
+
+
+def test_a_name_is_used_once(image: Path) -> None:
+    take_snapshot(image, "one")
+    write(image, b"later")
+    with pytest.raises(StorageError, match="there is such a snapshot already") as refused:
+        take_snapshot(image, "one")
+    assert refused.value.fault is StorageFault.INVALID
+    restore_snapshot(image, "one")
+    assert image.read_bytes().startswith(b"first")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".", "-x", "a b", "é", "x" * 65, "a\n"])
+def test_what_cannot_be_a_name(image: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="cannot name a snapshot"):
+        take_snapshot(image, name)
+    assert list(image.parent.iterdir()) == [image]
+
+
+def test_a_snapshot_that_is_not_there(image: Path) -> None:
+    take_snapshot(image, "one")
+    with pytest.raises(
+        StorageError, match=r"no such snapshot of data.img; there are: one"
+    ) as error:
+        restore_snapshot(image, "two")
+    assert error.value.fault is StorageFault.MISSING
+    assert image.read_bytes().startswith(b"first")
+
+
+def test_other_files_are_no_snapshots(image: Path) -> None:
+    for name in ("data@.img", "data@a b.img", "data@x.img.tmp", "other@x.img", "data.img.1"):
+        (image.parent / name).touch()
+    assert names(image) == []
+    assert names(image.with_name("else.img")) == []
+
+
+def test_too_much_to_copy(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "COPY_LIMIT_BYTES", 4096)
+    monkeypatch.setattr(clone, "_share", lambda *_: False)
+    with pytest.raises(StorageError, match="would have to be copied"):
+        take_snapshot(image, "one")
+    assert list(image.parent.iterdir()) == [image]
+
+
+def test_no_such_image(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as error:
+        take_snapshot(tmp_path / "data.img", "one")
+    assert error.value.fault is StorageFault.MISSING
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StorageError):
+        snapshot_path(tmp_path / "data.img", "")
