@@ -31,43 +31,33 @@ CLOCK_SLACK_S = 2  # file systems round modification times
 
 
 def open_vhd(
-    file: ImageFile, *, block_size: int, find_parent: FindParent | None = None
-) -> BackingStore:
-    """The disk in `file`, which it owns from now on; writable if the file is.
+    file: ImageFile, *, find_parent: FindParent | None = None, punches: bool = True
+) -> "FixedVhd | VhdBlocks":
+    """The disk in an open, locked file, which it owns from now on; writable if the file is.
 
-    `find_parent` opens the parent of a differencing disk, read-only. Raises StorageError (INVALID,
-    MISSING, and those of the files), and has closed the file then.
+    Blocking, for startup. `find_parent` opens the parent of a differencing disk, read-only;
+    `punches` says whether the file takes holes. Raises StorageError (INVALID naming structure and
+    offset, or what reading and the parent raise); the file is still the caller's then.
     """
-    try:
-        return _open(file, block_size, find_parent)
-    except BaseException:
-        file.close_blocking()
-        raise
-
-
-def _open(file: ImageFile, block_size: int, find_parent: FindParent | None) -> BackingStore:
     layout = read_layout(file.read_blocking, file.size_bytes, file.name)
-    size_bytes = layout.footer.size_bytes
-    if size_bytes % block_size:
-        message = f"{file.name}: {size_bytes} bytes are not of whole blocks of {block_size}"
-        raise StorageError(StorageFault.INVALID, message)
     if not file.read_only:
         repair_footers(file, layout)
-    capabilities = _capabilities(file, block_size)
-    if layout.footer.disk_type is DiskType.FIXED:
-        return FixedVhd(file, layout, capabilities)
     parent = None
     if layout.footer.disk_type is DiskType.DIFFERENCING:
         parent = _open_parent(file, layout, find_parent)
-    return VhdBlocks(file, layout, capabilities, parent)
+    if layout.footer.disk_type is DiskType.FIXED:
+        granularity = ALIGNMENT_BYTES if punches else 0
+        return FixedVhd(file, layout, _capabilities(file, granularity))
+    granularity = ALIGNMENT_BYTES if punches else layout.block_bytes
+    return VhdBlocks(file, layout, _capabilities(file, granularity), parent)
 
 
-def _capabilities(file: ImageFile, block_size: int) -> Capabilities:
+def _capabilities(file: ImageFile, granularity_bytes: int) -> Capabilities:
     return Capabilities(
         read_only=file.read_only,
-        deallocate_granularity_bytes=max(ALIGNMENT_BYTES, block_size),
-        physical_block_bytes=max(ALIGNMENT_BYTES, block_size),
-        logical_block_bytes=block_size,
+        deallocate_granularity_bytes=granularity_bytes,
+        physical_block_bytes=ALIGNMENT_BYTES,
+        logical_block_bytes=SECTOR,
     )
 
 
@@ -96,7 +86,7 @@ class FixedVhd(RawStore):
 
     def __init__(self, file: ImageFile, layout: Layout, capabilities: Capabilities) -> None:
         size_bytes = layout.footer.size_bytes
-        super().__init__(file, size_bytes, capabilities, capabilities.logical_block_bytes)
+        super().__init__(file, size_bytes, capabilities, SECTOR)
         self.file = file
         self.footer = layout.footer
         self._footer_offset = layout.footer_offset or 0

@@ -70,6 +70,12 @@ class Layout:
     data_end_bytes: int = 0
     metadata: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def block_bytes(self) -> int:
+        """The block size of a disk that has blocks."""
+        assert self.header is not None
+        return self.header.block_size
+
 
 def read_layout(read: Read, file_bytes: int, name: str) -> Layout:
     """Read and check all of the file's structures. Raises StorageError (INVALID)."""

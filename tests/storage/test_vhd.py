@@ -49,7 +49,7 @@ def open_path(path: Path, *, read_only: bool = False, chain: Chain | None = None
         parent = chain.to_parent(paths)
         return open_path(parent.path, read_only=True, chain=parent)
 
-    return open_vhd(file, block_size=512, find_parent=find)
+    return open_vhd(file, find_parent=find)
 
 
 def footer_of(path: Path) -> Footer:
@@ -278,7 +278,7 @@ class Model:
 
 
 def a_fixed_disk() -> tuple[bytes, Callable[[RecordingFile], BackingStore]]:
-    return contents(new_fixed(SMALL)), lambda file: open_vhd(file, block_size=512)
+    return contents(new_fixed(SMALL)), lambda file: open_vhd(file)
 
 
 def a_dynamic_disk() -> tuple[bytes, Callable[[RecordingFile], BackingStore]]:
@@ -466,27 +466,20 @@ async def test_an_old_footer_of_511_bytes_is_enough() -> None:
     disk = open_blocks(RecordingFile(file.killed()))
     assert await read_all(disk, 0, 512) == b"x" * 512
     fixed = contents(new_fixed(SMALL))[:-1]
-    assert open_vhd(RecordingFile(fixed), block_size=512).size_bytes == SMALL
+    assert open_vhd(RecordingFile(fixed)).size_bytes == SMALL
 
 
 def test_a_fixed_disk_without_its_footer_is_refused() -> None:
     raw = damaged_tail(contents(new_fixed(SMALL)))
     with pytest.raises(StorageError, match=f"footer at byte {SMALL}: the cookie"):
-        open_vhd(RecordingFile(raw), block_size=512)
+        open_vhd(RecordingFile(raw))
 
 
 def test_what_a_guest_writes_into_its_first_sector_is_no_footer() -> None:
     raw = contents(new_fixed(SMALL))
     fake = build_footer(replace(parse_footer(raw[-512:]), current_size=512))
     with pytest.raises(StorageError, match="cookie"):
-        open_vhd(RecordingFile(fake + damaged_tail(raw)[512:]), block_size=512)
-
-
-def test_a_size_that_is_not_of_the_configured_blocks_is_refused() -> None:
-    file = RecordingFile(contents(new_fixed(4096 + 512)))
-    with pytest.raises(StorageError, match="whole blocks of 4096"):
-        open_vhd(file, block_size=4096)
-    assert file.closed
+        open_vhd(RecordingFile(fake + damaged_tail(raw)[512:]))
 
 
 # kill -9

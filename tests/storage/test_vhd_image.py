@@ -75,7 +75,7 @@ def with_entry(raw: bytes, block: int, entry: int) -> bytes:
 async def filled() -> bytes:
     """A dynamic disk of five blocks, of which three are there."""
     file = RecordingFile(small_dynamic(SIZE, BLOCK))
-    disk = open_vhd(file, block_size=512)
+    disk = open_vhd(file)
     for block in (3, 0, 1):
         await write_bytes(disk, block * BLOCK, bytes([block + 1]) * BLOCK)
     await disk.close()
@@ -85,10 +85,9 @@ async def filled() -> bytes:
 def refuse(raw: bytes, message: str) -> None:
     file = RecordingFile(raw, "disk.vhd")
     with pytest.raises(StorageError, match=message) as caught:
-        open_vhd(file, block_size=512)
+        open_vhd(file)
     assert str(caught.value).startswith("disk.vhd: ")
     assert caught.value.fault is StorageFault.INVALID
-    assert file.closed
     assert file.killed() == raw
 
 
@@ -247,7 +246,7 @@ async def test_whatever_a_field_says_it_is_an_error_or_a_disk(
     file = RecordingFile(raw, "disk.vhd")
     file.space_bytes = len(raw) + 65536  # nothing is made room for beyond reason
     try:
-        disk = open_vhd(file, block_size=512, find_parent=find)  # type: ignore[arg-type]
+        disk = open_vhd(file, find_parent=find)  # type: ignore[arg-type]
     except StorageError as error:
         if "disk.vhd" not in str(error):
             raise

@@ -60,7 +60,7 @@ def open_blocks(
     file: ImageFile, find_parent: Callable[[ParentPaths], BackingStore] | None = None
 ) -> VhdBlocks:
     """Open a dynamic or differencing disk."""
-    disk = open_vhd(file, block_size=512, find_parent=find_parent)
+    disk = open_vhd(file, find_parent=find_parent)
     assert isinstance(disk, VhdBlocks)
     return disk
 
@@ -69,7 +69,7 @@ def open_parent(raw: bytes) -> Callable[[ParentPaths], FixedVhd | VhdBlocks]:
     """A `find_parent` that always finds this one."""
 
     def find(paths: ParentPaths) -> FixedVhd | VhdBlocks:
-        disk = open_vhd(RecordingFile(raw, "parent.vhd", read_only=True), block_size=512)
+        disk = open_vhd(RecordingFile(raw, "parent.vhd", read_only=True))
         assert isinstance(disk, FixedVhd | VhdBlocks)
         return disk
 
