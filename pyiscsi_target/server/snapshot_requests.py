@@ -16,6 +16,7 @@ from ..scsi.sense import Asc
 from ..storage.base import StorageError
 from ..storage.snapshots import (
     Snapshot,
+    delete_snapshot,
     existing_snapshot,
     list_snapshots,
     restore_snapshot,
@@ -41,6 +42,7 @@ class SnapshotRequests:
             "snapshot": self._snapshot,
             "snapshots": self._snapshots,
             "restore": self._restore,
+            "delete-snapshot": self._delete,
         }
 
     async def _snapshots(self, request: Json) -> Json:
@@ -81,6 +83,17 @@ class SnapshotRequests:
             )
         log_event(_log, logging.INFO, "snapshot_restored", snapshot=name, disks=", ".join(done))
         return {"snapshot": name, "disks": done}
+
+    async def _delete(self, request: Json) -> Json:
+        """Forget the `snapshot` of each of `disks`."""
+        images, name = self._images(request), _name_of(request)
+        for disk, image in images.items():
+            await _in_thread(partial(existing_snapshot, image, name), disk)
+        async with self._changing:
+            for disk, image in images.items():
+                await _in_thread(partial(delete_snapshot, image, name), disk)
+        log_event(_log, logging.INFO, "snapshot_deleted", snapshot=name, disks=", ".join(images))
+        return {"snapshot": name, "disks": list(images)}
 
     async def _exchange(
         self,

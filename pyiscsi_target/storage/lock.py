@@ -15,8 +15,12 @@ import errno
 import logging
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from .base import StorageError, StorageFault
+from .faults import open_error
 
 try:
     import fcntl
@@ -47,6 +51,20 @@ def lock_image(fd: int, name: str, *, shared: bool) -> None:
         if error.errno not in _CONFLICT:
             raise
         raise StorageError(StorageFault.BUSY, f"{name}: in use by another process") from error
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a closed image meanwhile. Raises StorageError (BUSY, MISSING, ...)."""
+    try:
+        fd = os.open(path, os.O_RDONLY if shared else os.O_RDWR)
+    except OSError as error:
+        raise open_error(error, str(path)) from error
+    try:
+        lock_image(fd, str(path), shared=shared)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _lock_description(fd: int, shared: bool) -> bool:

@@ -39,11 +39,20 @@ class Snapshot:
     file_bytes: int
 
 
-CreateChild = Callable[[Path, Path], None]
-"""(child, parent): make a differencing image at `child`, or nothing. Raises StorageError."""
+@dataclass(frozen=True, slots=True)
+class Differencing:
+    """How an image format knows differencing. Both raise StorageError.
 
-# By suffix: the formats that know differencing.
-_CREATE_CHILD: dict[str, CreateChild] = {}
+    `create_child(child, parent)` makes a differencing image at `child`, complete, or nothing;
+    `parent_of(image)` is the parent that an image has, None if it has none.
+    """
+
+    create_child: Callable[[Path, Path], None]
+    parent_of: Callable[[Path], Path | None]
+
+
+_DIFFERENCING: dict[str, Differencing] = {}
+"""By suffix: the formats that know it."""
 
 
 def snapshot_path(image: Path, name: str) -> Path:
@@ -77,33 +86,37 @@ def take_snapshot(image: Path, name: str) -> Snapshot:
             raise StorageError(
                 StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
             )
-        create_child = _CREATE_CHILD.get(image.suffix.lower())
-        if create_child is None:
+        differencing = _differencing(image)
+        if differencing is None:
             clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
             _protect(snapshot)
         else:
-            _become_parent(image, snapshot, create_child)
+            _become_parent(image, snapshot, differencing)
         return _describe(name, snapshot)
 
 
-def _become_parent(image: Path, snapshot: Path, create_child: CreateChild) -> None:
+def _differencing(image: Path) -> Differencing | None:
+    return _DIFFERENCING.get(image.suffix.lower())
+
+
+def _become_parent(image: Path, snapshot: Path, differencing: Differencing) -> None:
     """The file gets the snapshot's name too; then a child takes its first one over."""
     mode = stat.S_IMODE(image.stat().st_mode)
     snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
     os.link(image, snapshot)
     try:
-        _put_child(image, snapshot, create_child, mode)
+        _put_child(image, snapshot, differencing, mode)
     except BaseException:
         snapshot.unlink()
         raise
     _protect(snapshot)
 
 
-def _put_child(image: Path, parent: Path, create_child: CreateChild, mode: int) -> None:
+def _put_child(image: Path, parent: Path, differencing: Differencing, mode: int) -> None:
     temporary = image.with_name(image.name + TEMPORARY_SUFFIX)
     temporary.unlink(missing_ok=True)
     try:
-        create_child(temporary, parent)
+        differencing.create_child(temporary, parent)
         temporary.chmod(mode)
         temporary.replace(image)
         sync_directory(image.parent)
@@ -119,12 +132,31 @@ def restore_snapshot(image: Path, name: str) -> None:
     snapshot = existing_snapshot(image, name)
     with _mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
-        create_child = _CREATE_CHILD.get(image.suffix.lower())
-        if create_child is None:
+        differencing = _differencing(image)
+        if differencing is None:
             clone_file(snapshot, image)
             image.chmod(mode)
         else:
-            _put_child(image, snapshot, create_child, mode)
+            _put_child(image, snapshot, differencing, mode)
+
+
+def delete_snapshot(image: Path, name: str) -> None:
+    """Forget the snapshot `name`; the image stays as it is.
+
+    Raises StorageError (MISSING; INVALID where the image or another snapshot is made of it).
+    """
+    snapshot = existing_snapshot(image, name)
+    differencing = _differencing(image)
+    with _mapped_errors(image):
+        if differencing is not None:
+            others = [image, *(found.path for found in list_snapshots(image))]
+            for child in others:
+                parent = differencing.parent_of(child) if child != snapshot else None
+                if parent is not None and parent.samefile(snapshot):
+                    message = f"{snapshot}: {child.name} is made of it; merge that first"
+                    raise StorageError(StorageFault.INVALID, message)
+        snapshot.unlink()
+        sync_directory(snapshot.parent)
 
 
 def existing_snapshot(image: Path, name: str) -> Path:

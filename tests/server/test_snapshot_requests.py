@@ -71,6 +71,9 @@ async def test_two_disks_at_one_instant(tmp_path: Path) -> None:
         listed = await request(live, "snapshots", disks=["data"])
         assert [one["name"] for one in listed["snapshots"]["data"]] == [f"s{n}" for n in range(5)]
         assert await read(peer, 0) == last
+        await request(live, "delete-snapshot", disks=["data", "quorum"], snapshot="s1")
+        listed = await request(live, "snapshots", disks=["data"])
+        assert len(listed["snapshots"]["data"]) == 4
 
 
 async def test_back_to_the_start(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from pyiscsi_target.storage import clone, snapshots
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.snapshots import (
+    delete_snapshot,
     list_snapshots,
     restore_snapshot,
     snapshot_path,
@@ -74,6 +75,16 @@ def test_a_snapshot_that_is_not_there(image: Path) -> None:
         restore_snapshot(image, "two")
     assert error.value.fault is StorageFault.MISSING
     assert image.read_bytes().startswith(b"first")
+
+
+def test_a_snapshot_is_deleted(image: Path) -> None:
+    for name in ("one", "two"):
+        take_snapshot(image, name)
+    delete_snapshot(image, "one")
+    assert names(image) == ["two"]
+    assert image.read_bytes().startswith(b"first")
+    with pytest.raises(StorageError, match="there are: two"):
+        delete_snapshot(image, "one")
 
 
 def test_other_files_are_no_snapshots(image: Path) -> None:
