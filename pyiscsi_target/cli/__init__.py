@@ -4,6 +4,7 @@ import click
 
 from .. import __version__
 from .check import check
+from .demo import demo
 from .reservations import reservations
 from .serve import serve
 
@@ -15,5 +16,6 @@ def main() -> None:
 
 
 main.add_command(check)
+main.add_command(demo)
 main.add_command(reservations)
 main.add_command(serve)
