@@ -10,11 +10,13 @@ from collections.abc import Callable, Sequence
 from . import vhd_locators
 from .base import BackingStore, Buffer, Capabilities, StorageError, StorageFault
 from .chain import ParentPaths
+from .content import first_data
 from .image_file import ImageFile
 from .raw import RawStore
 from .vhd_blocks import VhdBlocks
 from .vhd_format import (
     ALIGNMENT_BYTES,
+    FIXED_MAX_BYTES,
     FOOTER_BYTES,
     SECTOR,
     DiskType,
@@ -24,7 +26,7 @@ from .vhd_format import (
     stamp_of,
 )
 from .vhd_image import Layout, read_layout
-from .vhd_space import stamped
+from .vhd_space import require_size, resized, stamped
 
 FindParent = Callable[[ParentPaths], BackingStore]
 CLOCK_SLACK_S = 2  # file systems round modification times
@@ -123,6 +125,38 @@ class FixedVhd(RawStore):
         """See `BackingStore.write_zeroes`."""
         await self._stamp()
         await super().write_zeroes(offset_bytes, length_bytes)
+
+    async def resize(self, size_bytes: int) -> None:
+        """See `BackingStore.resize`."""
+        require_size(self.file.name, size_bytes, FIXED_MAX_BYTES)
+        self._require_writable()
+        at = await first_data(self, min(size_bytes, self.size_bytes), self.size_bytes)
+        if at is not None:
+            message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
+            raise StorageError(StorageFault.INVALID, message, at)
+        async with self._stamping:
+            await self._move_footer(resized(self.footer, size_bytes))
+
+    async def _move_footer(self, footer: Footer) -> None:
+        """There is no copy, so the file ends with a whole footer at all times.
+
+        A write behind the end makes the file longer only together with what it writes.
+        """
+        old_offset, new_offset = self._footer_offset, footer.current_size
+        await self.file.write(new_offset, (build_footer(footer),))
+        await self.file.flush()
+        if new_offset > old_offset:
+            await self.file.zero(old_offset, min(FOOTER_BYTES, new_offset - old_offset))
+        else:
+            await self.file.set_size(new_offset + FOOTER_BYTES)
+        await self.file.flush()
+        self.footer, self._footer_offset = footer, new_offset
+        self._is_stamped = True
+        self.size_bytes = footer.current_size
+
+    def _require_writable(self) -> None:
+        if self.capabilities.read_only:
+            raise StorageError(StorageFault.READ_ONLY, f"{self.file.name}: opened read-only")
 
 
 # Parents

@@ -327,6 +327,14 @@ def build_header(header: Header) -> bytes:
     return _sealed(HEADER.build(values), HEADER_CHECKSUM)
 
 
+def header_with_table(raw: bytes, table_offset: int, max_table_entries: int) -> bytes:
+    """The header with its table elsewhere; only the first of its sectors changes."""
+    changed = bytearray(raw)
+    struct.pack_into(">Q", changed, 16, table_offset)
+    struct.pack_into(">I", changed, 28, max_table_entries)
+    return _sealed(bytes(changed), HEADER_CHECKSUM)
+
+
 def _unicode_name(name: str) -> bytes:
     whole = name.encode("utf-16-be")[:510]
     return whole.decode("utf-16-be", "ignore").encode("utf-16-be").ljust(512, b"\0")

@@ -11,7 +11,16 @@ from dataclasses import replace
 
 from .base import StorageError, StorageFault
 from .image_file import ImageFile
-from .vhd_format import FOOTER_BYTES, SECTOR, UNUSED, DiskType, Footer, build_footer, now_stamp
+from .vhd_format import (
+    CREATOR_APPLICATION,
+    FOOTER_BYTES,
+    SECTOR,
+    UNUSED,
+    Footer,
+    build_footer,
+    geometry_of,
+    now_stamp,
+)
 from .vhd_image import aligned_place
 
 FIRST_BATCH_BYTES = 16 << 20
@@ -23,12 +32,25 @@ def stamped(footer: Footer) -> Footer:
     return replace(footer, time_stamp=max(now_stamp(), footer.time_stamp + 1) & 0xFFFFFFFF)
 
 
-def footer_offsets(footer: Footer, end_bytes: int) -> tuple[int, ...]:
-    """Where the footer is written: at the end, then at the start of all but fixed disks.
+def resized(footer: Footer, size_bytes: int) -> Footer:
+    """The footer of the disk with another size, which every reader takes from it alike."""
+    geometry = geometry_of(size_bytes)
+    return replace(
+        stamped(footer),
+        current_size=size_bytes,
+        geometry=geometry,
+        creator_application=CREATOR_APPLICATION,
+    )
 
-    Never both at once: one of them is always whole.
-    """
-    return (end_bytes,) if footer.disk_type is DiskType.FIXED else (end_bytes, 0)
+
+def require_size(name: str, size_bytes: int, maximum_bytes: int) -> None:
+    """Raises StorageError (INVALID) unless a disk can have this size."""
+    if not 0 < size_bytes <= maximum_bytes or size_bytes % SECTOR:
+        message = (
+            f"{name}: a VHD of this kind has whole sectors of {SECTOR} bytes, up to"
+            f" {maximum_bytes} bytes, not {size_bytes}"
+        )
+        raise StorageError(StorageFault.INVALID, message)
 
 
 class Space:
@@ -79,13 +101,37 @@ class Space:
         self._free.append(place)
 
     async def stamp(self) -> None:
-        """Note in both footers, on the medium, that the disk changes."""
+        """Note in both footers, on the medium, that the disk changes. Raises StorageError."""
         async with self._lock:
-            footer = stamped(self.footer)
-            for offset in footer_offsets(footer, self._end_bytes):
-                await self._file.write(offset, (build_footer(footer),))
-                await self._file.flush()
-            self.footer = footer
+            await self._replace(stamped(self.footer))
+
+    async def _replace(self, footer: Footer) -> None:
+        """Never both at once: one of them is always whole."""
+        for offset in (self._end_bytes, 0):
+            await self._file.write(offset, (build_footer(footer),))
+            await self._file.flush()
+        self.footer = footer
+
+    async def insert(self, structure: bytes) -> int:
+        """Put whole sectors on the medium, behind what there is, and return where.
+
+        Raises StorageError.
+        """
+        async with self._lock:
+            at = self._end_bytes
+            end = at + len(structure)
+            await self._file.set_size(end + FOOTER_BYTES)
+            await self._file.write(end, (build_footer(self.footer),))
+            await self._file.write(at, (structure,))
+            await self._file.flush()
+            self._end_bytes = end
+            return at
+
+    async def resize(self, size_bytes: int, missing: int) -> None:
+        """Note the new size of the disk in both footers, on the medium. Raises StorageError."""
+        async with self._lock:
+            await self._replace(resized(self.footer, size_bytes))
+            self._missing = missing
 
     async def close(self, used_end_bytes: int) -> None:
         """Let the file end with the footer behind what is used. Raises StorageError."""

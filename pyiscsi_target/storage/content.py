@@ -1,0 +1,39 @@
+"""What a disk holds, whatever keeps it: runs of data, and whether there is anything but zeroes."""
+
+from collections.abc import AsyncIterator
+
+from .base import BackingStore, Provisioning
+from .block_image import all_zero
+
+CHUNK_BYTES = 1 << 20
+_EXTENTS = 1024  # asked for at once
+
+
+async def data_chunks(
+    store: BackingStore, start_bytes: int, end_bytes: int
+) -> AsyncIterator[tuple[int, int]]:
+    """(offset, length) of at most `CHUNK_BYTES` of each run that is mapped. Raises StorageError."""
+    position = start_bytes
+    while position < end_bytes:
+        for extent in await store.extents(position, end_bytes - position, _EXTENTS):
+            position = extent.offset_bytes + extent.length_bytes
+            if extent.state is Provisioning.MAPPED:
+                for offset in range(extent.offset_bytes, position, CHUNK_BYTES):
+                    yield offset, min(CHUNK_BYTES, position - offset)
+
+
+async def read_into(store: BackingStore, offset_bytes: int, into: memoryview) -> None:
+    """At once where that is possible. Raises StorageError."""
+    if not store.read_now(offset_bytes, into):
+        await store.read(offset_bytes, into)
+
+
+async def first_data(store: BackingStore, start_bytes: int, end_bytes: int) -> int | None:
+    """The offset of the first chunk in the range that is not all zeroes. Raises StorageError."""
+    buffer = bytearray(CHUNK_BYTES)
+    async for offset, length in data_chunks(store, start_bytes, end_bytes):
+        into = memoryview(buffer)[:length]
+        await read_into(store, offset, into)
+        if not all_zero((into,)):
+            return offset
+    return None
