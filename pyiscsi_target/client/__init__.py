@@ -24,6 +24,7 @@ from ..scsi.task import Status, TaskAttribute
 from .address import Portal, TargetAddress, TargetUrl, parse_url
 from .answers import Capacity
 from .chap_file import read_chap_file
+from .command import Command
 from .discovery import DiscoveredTarget, discover
 from .errors import (
     BadAnswer,
@@ -40,7 +41,7 @@ from .initiator import Initiator
 from .reservations import HeldReservation, Registration, ReservationCapabilities, Reservations
 from .result import Result
 from .sense import Sense
-from .session import Command, Session
+from .session import Session
 
 __all__ = [
     "AsyncEvent",

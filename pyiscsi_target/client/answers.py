@@ -6,8 +6,6 @@ Every length in them is checked against what came. Raises BadAnswer.
 import struct
 from dataclasses import dataclass
 
-from construct import ConstructError
-
 from ..scsi.capacity import CAPACITY_16
 from .errors import BadAnswer
 from .lun import decode_lun
@@ -45,10 +43,7 @@ def decode_capacity(raw: bytes) -> Capacity:
     """READ CAPACITY(16) parameter data; what is missing of it beyond byte 12 is zero."""
     if len(raw) < 12:
         raise BadAnswer(f"READ CAPACITY(16): {len(raw)} bytes")
-    try:
-        fields = CAPACITY_16.parse(raw.ljust(CAPACITY_LENGTH, b"\0"))
-    except ConstructError as error:
-        raise BadAnswer(f"READ CAPACITY(16): {error}") from None
+    fields = CAPACITY_16.parse(raw.ljust(CAPACITY_LENGTH, b"\0"))
     flags = fields.flags
     if not fields.block_length:
         raise BadAnswer("READ CAPACITY(16): blocks of no bytes")

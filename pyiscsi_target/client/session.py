@@ -17,7 +17,8 @@ from ..iscsi.responses import Buffer
 from ..scsi.task import TaskAttribute
 from . import answers, commands
 from .address import Portal
-from .connection import Answer, Connection
+from .command import Command, concerned_by, name_of, queue_command
+from .connection import Connection
 from .errors import BadAnswer, ClientError, CommandFailed, ConnectionLost, TaskAborted
 from .initiator import Initiator
 from .login import log_in
@@ -29,59 +30,11 @@ FAREWELL_TIMEOUT_S = 5.0
 MESSAGES_KEPT = 64
 ATTENTIONS_MAXIMUM = 64  # more than that in a row, and the unit will never be ready
 _ALLOCATION_LENGTH = 4096  # bytes: more than most answers have
+_ALLOCATION_LENGTH_MAXIMUM = 0xFFFF  # what INQUIRY can ask for, and more than anybody needs
 _INQUIRY_LENGTH = 255  # bytes: all that a target of any age can take
 
-_ENDS_ALL = frozenset(
-    {
-        TaskManagement.TARGET_WARM_RESET,
-        TaskManagement.TARGET_COLD_RESET,
-        TaskManagement.I_T_NEXUS_RESET,
-    }
-)
-_ENDS_THOSE_OF_THE_LUN = frozenset(
-    {
-        TaskManagement.ABORT_TASK_SET,
-        TaskManagement.CLEAR_TASK_SET,
-        TaskManagement.LOGICAL_UNIT_RESET,
-    }
-)
 # The task is over, or was so before: FUNCTION COMPLETE, "task does not exist" (section 11.6.1).
 _DONE, _NO_SUCH_TASK = 0, 1
-
-
-class Command:
-    """A SCSI command under way. Await it for its Result; `tag` names it to task management.
-
-    It may be awaited often and by several; cancelling who waits does not abort it.
-    """
-
-    __slots__ = ("_answer", "_connection", "_timeout_s", "lun", "tag")
-
-    def __init__(
-        self, connection: Connection, tag: int, answer: Answer, lun: int, timeout_s: float
-    ) -> None:
-        self.tag = tag
-        self.lun = lun
-        self._connection = connection
-        self._answer = answer
-        self._timeout_s = timeout_s
-
-    @property
-    def done(self) -> bool:
-        """Whether it has ended, in whatever way."""
-        return self._answer.done()
-
-    def __await__(self) -> Generator[Any, None, Result]:
-        return self.result().__await__()
-
-    async def result(self, timeout_s: float | None = None) -> Result:
-        """What the target answered. Raises ConnectionLost, RequestRejected, TaskAborted, TimedOut.
-
-        The time runs from now. After TimedOut the command may still end.
-        """
-        within_s = self._timeout_s if timeout_s is None else timeout_s
-        event = await self._connection.wait(self._answer, _name_of(self.lun), within_s)
-        return Result.of(event)
 
 
 class Session:
@@ -243,7 +196,7 @@ class Session:
         window (RFC 7143 section 4.2.2.1). Nothing but the caller bounds how many are submitted;
         `execute` bounds itself. Raises ConnectionLost; ValueError for both directions at once.
         """
-        queue = _command(lun, cdb, data_out, read_length, attribute, immediate=immediate)
+        queue = queue_command(lun, cdb, data_out, read_length, attribute, immediate=immediate)
         connection = self._connected
         return Command(connection, *connection.ask(queue), lun, self.timeout_s)
 
@@ -264,13 +217,13 @@ class Session:
         RequestRejected, TaskAborted, TimedOut; ValueError as `submit` does.
         """
         connection = self._connected
-        queue = _command(lun, cdb, data_out, read_length, attribute)
+        queue = queue_command(lun, cdb, data_out, read_length, attribute)
         within_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             async with asyncio.timeout(within_s):
                 return Result.of(await asyncio.shield(await connection.ask_in_turn(queue)))
         except TimeoutError:
-            raise connection.late(_name_of(lun), within_s) from None
+            raise connection.late(name_of(lun), within_s) from None
 
     async def task_management(
         self, function: TaskManagement, lun: int = 0, tag: int = RESERVED_TAG
@@ -283,7 +236,7 @@ class Session:
         """
         connection = self._connected
         raw_lun = encode_lun(lun)
-        concerned = _concerned(connection.engine, function, raw_lun, tag)
+        concerned = concerned_by(function, connection.engine, raw_lun, tag)
         _, answer = connection.ask(lambda engine: engine.task_management(function, raw_lun, tag))
         response = (await connection.wait(answer, function.name, self.timeout_s)).response
         if response in (_DONE, _NO_SUCH_TASK):
@@ -401,7 +354,8 @@ class Session:
         """An answer that tells its own length, asked again where it is longer than most."""
         length = _ALLOCATION_LENGTH
         data = await self.good(name, lun, cdb(length), read_length=length)
-        if (whole := length_of(data)) > length:
+        if length_of(data) > length:
+            whole = min(length_of(data), _ALLOCATION_LENGTH_MAXIMUM)
             data = await self.good(name, lun, cdb(whole), read_length=whole)
         if length_of(data) > len(data):
             raise BadAnswer(f"{name}: {len(data)} bytes of {length_of(data)}")
@@ -428,47 +382,3 @@ class Connecting:
         traceback: TracebackType | None,
     ) -> None:
         await self._session.close()
-
-
-def _name_of(lun: int) -> str:
-    return f"a command to LUN {lun}"
-
-
-def _command(
-    lun: int,
-    cdb: bytes,
-    data_out: Buffer,
-    read_length: int,
-    attribute: int,
-    *,
-    immediate: bool = False,
-) -> Callable[[InitiatorConnection], int]:
-    """What queues a command. Raises ValueError."""
-    if len(data_out) and read_length:
-        raise ValueError("a command moves data in one direction")
-    # The target may ask for the data after the caller has given up and used its memory again.
-    stable = data_out if isinstance(data_out, bytes) else bytes(data_out)
-    raw_lun = encode_lun(lun)
-    return lambda engine: engine.command(
-        raw_lun,
-        cdb,
-        data_out=stable,
-        read_length=read_length,
-        attribute=attribute,
-        immediate=immediate,
-    )
-
-
-def _concerned(
-    engine: InitiatorConnection, function: TaskManagement, raw_lun: int, tag: int
-) -> list[int]:
-    """The tags of the commands that a function ends: they are with the target already."""
-    if function is TaskManagement.ABORT_TASK:
-        return [tag] if tag in engine.commands else []
-    if function not in _ENDS_ALL | _ENDS_THOSE_OF_THE_LUN:
-        return []
-    return [
-        itt
-        for itt, pending in engine.commands.items()
-        if (function in _ENDS_ALL or pending.lun == raw_lun) and not engine.writer.is_waiting(itt)
-    ]

@@ -103,6 +103,7 @@ class InitiatorConnection:
         self.writer = RequestWriter(settings.first_cmd_sn, self.parameters)
         self.tsih = settings.tsih
         self.commands: dict[int, PendingCommand] = {}
+        self._forgotten: set[int] = set()
         self.closed = False
         self._framer = Framer(pool or BufferPool(1 << 17, keep=1), LOGIN_SEGMENT_LENGTH)
         self._events: list[InitiatorEvent] = []
@@ -207,10 +208,13 @@ class InitiatorConnection:
     def forget(self, itt: int) -> None:
         """Expect no end of this command any more: a task management request has ended it.
 
-        If the target's window still holds it back, it is never sent.
+        If the target's window still holds it back, it is never sent. What a target sends for it
+        all the same is passed over, unless `strict`.
         """
         if self.commands.pop(itt, None) is not None:
             self.writer.withdraw(itt)
+            if not self.settings.strict:
+                self._forgotten.add(itt)
 
     def take_outgoing(self) -> list[Buffer]:
         """What is to be sent, in order; the connection forgets it."""
@@ -319,15 +323,19 @@ class InitiatorConnection:
         self._framer.data_digest = self.parameters.data_digest
         self._events.append(LoginFinished(self.tsih, self.parameters, self.login.declared))
 
-    def _command_of(self, itt: int) -> PendingCommand:
+    def _command_of(self, itt: int) -> PendingCommand | None:
+        """The command of a tag; None where it is forgotten."""
         pending = self.commands.get(itt)
-        if pending is None:
+        if pending is None and itt not in self._forgotten:
             raise ProtocolError(f"no command has task tag {itt:08x}h")
         return pending
 
     def _on_data_in(self, header: Header, data: memoryview) -> None:
         pdu = DataIn.unpack(*header)
         pending = self._command_of(pdu.itt)
+        if pending is None:
+            self._pass_over(pdu)
+            return
         if pdu.data_sn != pending.data_pdus:
             raise ProtocolError("DataSN out of sequence")
         end = pdu.buffer_offset + len(data)
@@ -344,10 +352,18 @@ class InitiatorConnection:
         self.writer.account(pdu)
         self._finish(pdu.itt, 0, pdu.status, b"", _residual(pdu.flags, pdu.residual))
 
+    def _pass_over(self, pdu: DataIn) -> None:
+        if pdu.flags & DataInFlag.STATUS:
+            self.writer.account(pdu)
+        else:
+            self.writer.move_window(pdu.exp_cmd_sn, pdu.max_cmd_sn)
+
     def _on_scsi_response(self, header: Header, data: memoryview) -> None:
         pdu = ScsiResponse.unpack(*header)
         pending = self._command_of(pdu.itt)
         self.writer.account(pdu)
+        if pending is None:
+            return
         counted = pdu.exp_data_sn == pending.data_pdus + pending.r2ts
         if self.settings.strict and not pdu.response and not counted:
             raise ProtocolError("ExpDataSN is not the number of Data-In and R2T PDUs")
@@ -367,6 +383,8 @@ class InitiatorConnection:
         pdu = ReadyToTransfer.unpack(*header)
         pending = self._command_of(pdu.itt)
         self.writer.account(pdu, counts=False)
+        if pending is None:
+            return
         end = pdu.buffer_offset + pdu.desired_length
         if pdu.r2t_sn != pending.r2ts or pdu.ttt == RESERVED_TAG:
             raise ProtocolError("R2TSN out of sequence, or no Target Transfer Tag")

@@ -46,7 +46,8 @@ class InitiatorSettings:
     `tsih` non-zero reinstates the connection `cid` of that session (section 6.3.4).
     `security_stage` False begins in the operational stage. `further_keys` are declared besides, in
     the operational stage: InitiatorAlias, X- keys. `strict` False overlooks mistakes that harm
-    nobody at error recovery level 0: an ExpDataSN that leaves out the R2Ts, as tgtd counts.
+    nobody at error recovery level 0: an ExpDataSN that leaves out the R2Ts, as tgtd counts, and
+    answers to commands that task management has ended.
     """
 
     initiator_name: str

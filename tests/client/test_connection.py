@@ -8,42 +8,31 @@ import pytest
 from pyiscsi_target.client import (
     AsyncEvent,
     AsyncMessageReceived,
+    ClientError,
     ConnectionLost,
-    Initiator,
     ProtocolViolated,
     RequestRejected,
     Session,
-    TaskAborted,
     TaskManagement,
     TimedOut,
 )
 from pyiscsi_target.iscsi.constants import BHS_LENGTH
-from pyiscsi_target.iscsi.pdu import AsyncMessage, Reject, ScsiCommand, ScsiResponse
-from tests.support.fake_target import FakeTarget, fake_target
-from tests.support.memory import BLOCK_LENGTH, TARGET_NAME, Policy, frame, write_10
-
-TEST_UNIT_READY = bytes(6)
+from pyiscsi_target.iscsi.pdu import (
+    AsyncMessage,
+    LogoutRequest,
+    LogoutResponse,
+    Reject,
+    ScsiCommand,
+    ScsiResponse,
+)
+from tests.support.fake_target import FakeTarget, all_held, connect, fake_target, holding
+from tests.support.memory import BLOCK_LENGTH, TEST_UNIT_READY, Policy, frame, write_10
 
 
 @pytest.fixture
 async def fake() -> AsyncIterator[FakeTarget]:
     async with fake_target() as running:
         yield running
-
-
-async def connect(fake: FakeTarget, **fields: int) -> Session:
-    return await Session.connect(fake.portal, TARGET_NAME, Initiator(**fields))  # type: ignore[arg-type]
-
-
-async def holding(fake: FakeTarget, **fields: int) -> Session:
-    """A session whose target keeps its commands."""
-    session = await connect(fake, **fields)
-    fake.targets[-1].held = True
-    return session
-
-
-def all_held(fake: FakeTarget, count: int) -> "asyncio.Future[None]":
-    return asyncio.ensure_future(fake.until(lambda: len(fake.targets[-1].commands) == count))
 
 
 class TestTheEnd:
@@ -221,20 +210,6 @@ class TestTimeAndCancellation:
         assert (await third).good
         await session.logout()
 
-    async def test_a_handle_can_be_awaited_by_several(self, fake: FakeTarget) -> None:
-        session = await holding(fake)
-        command = session.submit(0, TEST_UNIT_READY)
-        waiting = [asyncio.ensure_future(command.result()) for _ in range(3)]
-        await all_held(fake, 1)
-        waiting[0].cancel()
-        assert not command.done
-        fake.say(fake.targets[-1].answer(fake.targets[-1].commands[0]))
-        assert (await waiting[1]).good
-        assert (await waiting[2]).good
-        assert (await command).good
-        assert command.done
-        await session.logout()
-
 
 class TestBounds:
     async def test_no_more_than_the_queue_depth_is_under_way(self, fake: FakeTarget) -> None:
@@ -291,53 +266,15 @@ class TestBounds:
         await session.logout()
 
 
-class TestTaskManagement:
-    async def test_an_aborted_command_ends_here_too(self, fake: FakeTarget) -> None:
-        session = await holding(fake)
-        commands = [session.submit(0, TEST_UNIT_READY) for _ in range(2)]
-        await all_held(fake, 2)
-        response = await session.task_management(TaskManagement.ABORT_TASK, 0, commands[0].tag)
-        assert response == 0
-        with pytest.raises(TaskAborted, match="ABORT_TASK"):
-            await commands[0]
-        assert not commands[1].done
-        response = await session.task_management(TaskManagement.LOGICAL_UNIT_RESET, 0)
-        assert response == 0
-        with pytest.raises(TaskAborted, match="LOGICAL_UNIT_RESET"):
-            await commands[1]
-        fake.targets[-1].held = False
-        assert (await session.execute(0, TEST_UNIT_READY)).good
+async def test_a_refused_logout(fake: FakeTarget) -> None:
+    session = await connect(fake)
+    stat_sn = session._connected.engine.writer.exp_stat_sn
+    fake.script = lambda data: frame(
+        LogoutResponse(itt=LogoutRequest.unpack(data).itt, response=3, stat_sn=stat_sn)
+    )
+    with pytest.raises(ClientError, match="logout refused, code 3"):
         await session.logout()
-
-    async def test_what_it_does_not_concern_goes_on(self, fake: FakeTarget) -> None:
-        session = await holding(fake)
-        elsewhere = session.submit(1, TEST_UNIT_READY)
-        await all_held(fake, 1)
-        target = fake.targets[-1]
-        target.manage = lambda request: 0
-        for function in (TaskManagement.QUERY_TASK_SET, TaskManagement.LOGICAL_UNIT_RESET):
-            assert await session.task_management(function, 0) == 0
-        assert not elsewhere.done
-        target.manage = lambda request: 5
-        assert await session.task_management(TaskManagement.TARGET_WARM_RESET) == 5
-        assert not elsewhere.done, "the function is not supported"
-        target.manage = lambda request: 0
-        assert await session.task_management(TaskManagement.TARGET_WARM_RESET) == 0
-        with pytest.raises(TaskAborted):
-            await elsewhere
-        session.drop()
-
-    async def test_a_reset_does_not_touch_what_was_not_sent(self) -> None:
-        async with fake_target(Policy(queue_depth=1)) as fake:
-            session = await holding(fake)
-            sent, unsent = (session.submit(0, TEST_UNIT_READY) for _ in range(2))
-            await all_held(fake, 1)
-            fake.targets[-1].held = False
-            await session.task_management(TaskManagement.LOGICAL_UNIT_RESET)
-            with pytest.raises(TaskAborted):
-                await sent
-            assert (await unsent).good
-            await session.logout()
+    assert session.closed
 
 
 async def test_a_rejected_request(fake: FakeTarget) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyiscsi_target.client import (
     AsyncEvent,
+    BadAnswer,
     CommandFailed,
     ConnectionLost,
     Initiator,
@@ -15,6 +17,7 @@ from pyiscsi_target.client import (
     Portal,
     Reservations,
     ReservationType,
+    Result,
     Session,
     Status,
     commands,
@@ -236,3 +239,53 @@ async def test_two_sessions_share_a_disk_and_nothing_else(live: Live) -> None:
         first.drop()
         await second.ping()
         assert not second.closed
+
+
+# Answers that are not what they should be, or longer than most
+
+
+class Answering(Session):
+    """Every command is GOOD and answers the same, cut to what was asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(Portal("127.0.0.1"), TARGET, Initiator())
+        self.data = data
+        self.asked: list[int] = []
+
+    async def execute(self, lun: int, cdb: bytes, **how: Any) -> Result:
+        self.asked.append(how["read_length"])
+        return Result(0, self.data[: how["read_length"]])
+
+
+async def test_a_long_page_is_asked_for_again() -> None:
+    page = b"\0\x83\x20\x00" + bytes(0x2000)
+    session = Answering(page + b"more")
+    assert await session.vital_product_data(0, 0x83) == page
+    assert session.asked == [4096, 0x2004]
+
+
+async def test_a_page_that_is_longer_than_it_can_be() -> None:
+    session = Answering(b"\0\x83\xff\xff" + bytes(70000))
+    with pytest.raises(BadAnswer, match="65535 bytes of 65539"):
+        await session.vital_product_data(0, 0x83)
+
+
+async def test_a_list_of_luns_that_ends_early() -> None:
+    with pytest.raises(BadAnswer, match="16 bytes of 4294967303"):
+        await Answering(b"\xff" * 16).report_luns()
+
+
+async def test_a_read_that_brings_less() -> None:
+    session = Answering(bytes(100))
+    session._block_sizes[0] = BLOCK
+    with pytest.raises(BadAnswer, match="100 bytes instead of 512"):
+        await session.read(0, 0, 1)
+
+
+async def test_attentions_without_an_end() -> None:
+    class Attentive(Answering):
+        async def execute(self, lun: int, cdb: bytes, **how: Any) -> Result:
+            return Result(2, raw_sense=bytes.fromhex("700006") + bytes(15))
+
+    with pytest.raises(CommandFailed, match="UNIT ATTENTION"):
+        await Attentive(b"").ready(0)

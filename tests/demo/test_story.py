@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from pyiscsi_target.client import ClientError, CommandFailed, Portal, Reservations, Session
+from pyiscsi_target.client import (
+    ClientError,
+    CommandFailed,
+    Portal,
+    Reservations,
+    Result,
+    Session,
+    Status,
+)
 from pyiscsi_target.demo.records import Record
 from pyiscsi_target.demo.story import (
     WINDOWS,
@@ -291,6 +299,36 @@ async def test_an_error_while_the_owner_renews_ends_the_story(
 
     played.at(Kind.GOOD, "A", lambda: monkeypatch.setattr(Reservations, "read_keys", fails))
     with pytest.raises(ClientError, match="renewal"):
+        await played.play()
+
+
+async def test_an_error_while_the_new_owner_renews_ends_the_story(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_keys = Reservations.read_keys
+
+    async def fails(self: Reservations) -> tuple[int, list[int]]:
+        if self.session is played.story.b.session:
+            raise ClientError("renewal")
+        return await read_keys(self)
+
+    played.at(Kind.REFUSED, "A", lambda: monkeypatch.setattr(Reservations, "read_keys", fails))
+    with pytest.raises(ClientError, match="renewal"):
+        await played.play()
+
+
+async def test_another_refusal_than_a_conflict_is_an_error(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Session.write
+
+    async def medium_error(self: Session, lun: int, lba: int, data: Buffer, **how: bool) -> None:
+        if played.story.a.state == "back" and self is played.story.a.session:
+            raise CommandFailed("WRITE(16)", lun, Result(Status.CHECK_CONDITION))
+        await write(self, lun, lba, data, **how)
+
+    monkeypatch.setattr(Session, "write", medium_error)
+    with pytest.raises(CommandFailed, match="CHECK CONDITION"):
         await played.play()
 
 

@@ -1,5 +1,7 @@
 """The initiator's engine against the target's, in memory, whole and byte by byte."""
 
+from dataclasses import replace
+
 import pytest
 
 from pyiscsi_target.iscsi.chap import Credentials
@@ -7,6 +9,7 @@ from pyiscsi_target.iscsi.constants import LoginStatus, LogoutReason, TaskManage
 from pyiscsi_target.iscsi.initiator_events import (
     AsyncMessageReceived,
     CommandFinished,
+    InitiatorEvent,
     LoginFailed,
     LoginFinished,
     LogoutFinished,
@@ -17,7 +20,14 @@ from pyiscsi_target.iscsi.initiator_events import (
 )
 from pyiscsi_target.iscsi.initiator_login import InitiatorSettings
 from pyiscsi_target.iscsi.keys import Limits
-from pyiscsi_target.iscsi.pdu import Reject, ScsiResponse, TaskManagementRequest
+from pyiscsi_target.iscsi.pdu import (
+    DataIn,
+    NopIn,
+    ReadyToTransfer,
+    Reject,
+    ScsiResponse,
+    TaskManagementRequest,
+)
 from tests.support.memory import (
     BLOCK_LENGTH,
     CHECK_CONDITION,
@@ -260,6 +270,39 @@ class TestTheRest:
         pair = logged_in(Pair(settings()))
         pair.target.connection.request_logout(5)
         assert pair.run() == [AsyncMessageReceived(1, 0, (0, 0, 5), b"")]
+
+
+class TestAnAnswerToWhatIsForgotten:
+    """Of an aborted command: a target must not send one, and some do."""
+
+    def late(self, pair: Pair, pdu: DataIn | ReadyToTransfer | ScsiResponse) -> InitiatorEvent:
+        """The event of a ping after the late answer, or of the answer."""
+        engine = pair.initiator
+        pdu.itt = engine.command(0, read_10(0, 1), read_length=512)
+        engine.forget(pdu.itt)
+        pdu.stat_sn = engine.writer.exp_stat_sn
+        pdu.exp_cmd_sn, pdu.max_cmd_sn = engine.writer.exp_cmd_sn, engine.writer.max_cmd_sn
+        counts = isinstance(pdu, ScsiResponse) or bool(pdu.flags & 1)
+        ping = engine.nop_out()
+        following = NopIn(itt=ping, stat_sn=pdu.stat_sn + counts)
+        return engine.receive(frame(pdu, b"") + frame(following))[0]
+
+    @pytest.mark.parametrize(
+        "pdu",
+        [
+            ScsiResponse(),
+            DataIn(flags=0x80),
+            DataIn(flags=0x81),
+            ReadyToTransfer(flags=0x80, desired_length=512, ttt=1),
+        ],
+    )
+    @pytest.mark.parametrize("strict", [True, False])
+    def test_is_passed_over_unless_strict(
+        self, pdu: DataIn | ReadyToTransfer | ScsiResponse, strict: bool
+    ) -> None:
+        pair = logged_in(Pair(settings(limits=Limits("None", "None"), strict=strict)))
+        event = self.late(pair, replace(pdu))
+        assert isinstance(event, TargetFailed if strict else PingReturned)
 
 
 class TestABrokenTarget:

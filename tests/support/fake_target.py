@@ -7,10 +7,10 @@ hang, `script` answers in its place, `say` sends whatever bytes.
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import cast
+from typing import Any, cast
 
-from pyiscsi_target.client import Portal
-from tests.support.memory import Policy, Target
+from pyiscsi_target.client import Initiator, Portal, Session
+from tests.support.memory import TARGET_NAME, Policy, Target
 
 PATIENCE_S = 10.0
 Script = Callable[[bytes], bytes | None]  # what came -> what is sent; None: hang up
@@ -96,3 +96,23 @@ async def fake_target(
             transport.abort()
         await fake.until(lambda: len(fake.losses) == len(fake.transports))
         await server.wait_closed()
+
+
+# Sessions with it
+
+
+async def connect(fake: FakeTarget, **fields: Any) -> Session:
+    """A session; `fields` are the Initiator's."""
+    return await Session.connect(fake.portal, TARGET_NAME, Initiator(**fields))
+
+
+async def holding(fake: FakeTarget, **fields: Any) -> Session:
+    """A session whose target keeps its commands."""
+    session = await connect(fake, **fields)
+    fake.targets[-1].held = True
+    return session
+
+
+async def all_held(fake: FakeTarget, count: int) -> None:
+    """Wait until the target keeps so many commands."""
+    await fake.until(lambda: len(fake.targets[-1].commands) == count)
