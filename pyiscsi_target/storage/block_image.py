@@ -9,7 +9,7 @@ import asyncio
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +29,10 @@ T = TypeVar("T")
 
 UNKNOWN = 0  # in a BlockTable: the format has not loaded it yet
 
-_PAGE_SHIFT = 13  # 8192 blocks, 64 KiB of table
+_PAGE_SHIFT = 16  # 65536 blocks, 512 KiB of table
 _PAGE_MASK = (1 << _PAGE_SHIFT) - 1
+_GROUP_SHIFT = 13  # what is noticed to hold nothing but the filler
+_GROUP_MASK = (1 << _GROUP_SHIFT) - 1
 _ZEROES = bytes(64 * 1024)
 _EXTENT_BLOCKS_MAX = 1 << 18  # looked at for one answer, so that it cannot hold up the event loop
 
@@ -42,13 +44,20 @@ class BlockTable:
     (`UNKNOWN`): look first. Below 0: what the format likes.
     """
 
-    __slots__ = ("_block_count", "_filler", "_shared", "pages")
+    __slots__ = ("_block_count", "_filler", "_shared", "_touched", "pages")
 
     def __init__(self, block_count: int, filler: int = UNKNOWN) -> None:
-        self._block_count = block_count
         self._filler = filler
-        self._shared = array("q", [filler]) * (1 << _PAGE_SHIFT)
-        self.pages = [self._shared] * (-(-block_count // (1 << _PAGE_SHIFT)))
+        self._block_count = 0
+        self._shared = array("q")
+        self._touched = bytearray()
+        self.pages: list[array[int]] = []
+        self.resize(block_count)
+
+    @property
+    def flat(self) -> "array[int] | None":
+        """The one page of a small table, until `resize`."""
+        return self.pages[0] if len(self.pages) == 1 else None
 
     def __len__(self) -> int:
         return self._block_count
@@ -63,20 +72,33 @@ class BlockTable:
                 return
             page = self.pages[block >> _PAGE_SHIFT] = array("q", self._shared)
         page[block & _PAGE_MASK] = value
+        self._touched[block >> _GROUP_SHIFT] = 1
 
     def filler_run(self, block: int) -> int:
         """How many blocks from `block` on are sure to hold the filler (0: look at them)."""
-        if self.pages[block >> _PAGE_SHIFT] is not self._shared:
+        if self._touched[block >> _GROUP_SHIFT]:
             return 0
-        return min((block | _PAGE_MASK) + 1, self._block_count) - block
+        group = self._touched.find(1, block >> _GROUP_SHIFT)
+        end = self._block_count if group < 0 else group << _GROUP_SHIFT
+        return end - block
 
     def resize(self, block_count: int) -> None:
         """More or fewer blocks; new ones hold the filler."""
-        for block in range(block_count, min(self._block_count, (block_count | _PAGE_MASK) + 1)):
-            self[block] = self._filler
-        page_count = -(-block_count // (1 << _PAGE_SHIFT))
-        del self.pages[page_count:]
-        self.pages += [self._shared] * (page_count - len(self.pages))
+        old = min(self._block_count, block_count)
+        values = [page if page is not self._shared else None for page in self.pages]
+        page_count = -(-block_count >> _PAGE_SHIFT) if block_count else 0
+        length = block_count if page_count == 1 else 1 << _PAGE_SHIFT
+        self._shared = array("q", [self._filler]) * (length if page_count > 1 else 0)
+        pages: list[array[int]] = []
+        for number in range(page_count):
+            page = values[number] if number < len(values) else None
+            if page is None and page_count > 1:
+                pages.append(self._shared)
+                continue
+            kept = (page or array("q"))[: max(0, old - (number << _PAGE_SHIFT))]
+            pages.append(kept + array("q", [self._filler]) * (length - len(kept)))
+        self.pages[:] = pages
+        self._touched += bytes(max(0, (-(-block_count >> _GROUP_SHIFT)) - len(self._touched)))
         self._block_count = block_count
 
 
@@ -133,6 +155,7 @@ class BlockImage(BackingStore):
         self._writes_now = False  # whether the format lets blocks be written in place yet
         self._in_use: Counter[int] = Counter()
         self._released = asyncio.Event()
+        self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
 
     # What a format supplies
 
@@ -167,13 +190,35 @@ class BlockImage(BackingStore):
 
     # Reading
 
+    def _bind_read_now(self) -> Callable[[int, memoryview], bool]:
+        """`read_now` with all that it needs at hand: every look-up in `self` would be felt."""
+        shift, mask, size = self._shift, self._mask, self.block_bytes
+        read_file, read_parts = self._file_read_now, self._read_parts_now
+
+        def read_flat(offset_bytes: int, into: memoryview) -> bool:
+            at = flat[offset_bytes >> shift]
+            within = offset_bytes & mask
+            if at > 0 and within + len(into) <= size:
+                return read_file(at + within, into)
+            return read_parts(offset_bytes, into)
+
+        def read_paged(offset_bytes: int, into: memoryview) -> bool:
+            block = offset_bytes >> shift
+            at = pages[block >> page_shift][block & page_mask]
+            within = offset_bytes & mask
+            if at > 0 and within + len(into) <= size:
+                return read_file(at + within, into)
+            return read_parts(offset_bytes, into)
+
+        pages, page_shift, page_mask = self.table.pages, _PAGE_SHIFT, _PAGE_MASK
+        flat = pages[0]
+        return read_paged if self.table.flat is None else read_flat
+
     def read_now(self, offset_bytes: int, into: memoryview) -> bool:
-        """See `BackingStore.read_now`."""
-        block = offset_bytes >> self._shift
-        within = offset_bytes & self._mask
-        at = self._pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
-        if at > 0 and within + len(into) <= self.block_bytes:
-            return self._file_read_now(at + within, into)
+        """See `BackingStore.read_now`; `_bind_read_now` makes a faster one."""
+        return self._read_parts_now(offset_bytes, into)
+
+    def _read_parts_now(self, offset_bytes: int, into: memoryview) -> bool:
         return all(
             self._read_block_now(block, start, into[first : first + end - start])
             for block, start, end, first in self._split(offset_bytes, len(into))

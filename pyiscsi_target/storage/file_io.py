@@ -97,7 +97,7 @@ class FileIo:
         self.read_only = read_only
         self._fd = fd
         self._closed = False
-        self._resized = True  # perhaps by a process that died
+        self._resized = False
         self._memory = memory
         self._allocation_unit_bytes = allocation_unit_bytes
         self._calls = best_calls()

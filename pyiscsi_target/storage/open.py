@@ -1,6 +1,7 @@
 """From the `path` of a disk in the configuration to an open store.
 
     disks/data.img          a file; relative to the configuration file; created sparse when missing
+    disks/data.vhdx         an image (.vhd, .vhdx); its parents, if any, are opened read-only
     /dev/vg0/data           a block device
     ram:                    memory; its content dies with the process
     delay:50ms:PATH         PATH on a slow disk: every read and write first blocks for 50 ms
@@ -16,17 +17,21 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .base import BackingStore, Capabilities, StorageError, StorageFault
 from .block_device import discard_granularity_bytes, logical_block_bytes, physical_block_bytes
+from .chain import Chain
 from .faults import open_error
 from .file_io import FileIo
 from .filters import DelayStore, ErrorStore, one_in
 from .holes import can_punch
 from .lock import lock_image
 from .raw import RawStore
+from .vhd import open_vhd
+from .vhdx import open_vhdx
+from .vhdx_create import NewDisk, create_vhdx
 
 RAM = "ram"
 PREFERRED_BLOCK_BYTES = 4096  # file systems say more (128 KiB and above), disks do not
@@ -56,6 +61,17 @@ def open_store(
     """
     try:
         return _open(path, DiskRequest(size_bytes, read_only, base, block_size))
+    except OSError as error:
+        raise open_error(error, str(error.filename or path)) from error
+
+
+def open_image(path: Path, *, read_only: bool) -> BackingStore:
+    """Open the image file `path` as it is, locked, with its parents. Blocking.
+
+    Raises StorageError as `open_store` does, and creates nothing.
+    """
+    try:
+        return _open_existing(Chain(path), DiskRequest(None, read_only, path.parent, 512))
     except OSError as error:
         raise open_error(error, str(error.filename or path)) from error
 
@@ -127,7 +143,8 @@ def _open_memory(path: str, argument: str, request: DiskRequest) -> BackingStore
         raise _invalid(path, "nothing may follow 'ram:'")
     if request.size_bytes is None:
         raise _invalid(path, "a disk in memory needs a size")
-    size_bytes = _checked_size(path, request.size_bytes, request)
+    size_bytes = request.size_bytes
+    _require_whole_blocks(path, size_bytes, request)
     memory = hasattr(os, "memfd_create")
     with _closed_on_error(_memory_file() if memory else _unlinked_file()) as fd:
         os.ftruncate(fd, size_bytes)
@@ -146,16 +163,52 @@ def _unlinked_file() -> int:
 
 
 def _open_image(image: Path, request: DiskRequest) -> BackingStore:
-    name = str(image)
     if not image.exists():
         _create(image, request)
-    with _closed_on_error(os.open(name, _open_flags(image, request))) as fd:
+    store = _open_existing(Chain(image), request)
+    try:
+        _check_size(str(image), store, request)
+    except StorageError:
+        store.close_blocking()
+        raise
+    return store
+
+
+def _open_existing(chain: Chain, request: DiskRequest) -> BackingStore:
+    """The store for the image at the end of the chain, locked."""
+    name = str(chain.path)
+    with _closed_on_error(os.open(name, _open_flags(chain.path, request))) as fd:
         mode = os.fstat(fd).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise _invalid(name, "neither a file nor a block device")
         lock_image(fd, name, shared=request.read_only)
-        size_bytes = _checked_size(name, os.lseek(fd, 0, os.SEEK_END), request)
-        return _wear(fd, name, size_bytes, stat.S_ISBLK(mode), request)
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        opener = _FORMATS.get(chain.path.suffix.lower())
+        if opener is None or stat.S_ISBLK(mode):
+            return _wear(fd, name, size_bytes, stat.S_ISBLK(mode), request)
+        io = FileIo(fd, name, read_only=request.read_only)
+        return opener(
+            io,
+            find_parent=lambda paths: _open_parent(chain.to_parent(paths), request),
+            punches=can_punch(fd, size_bytes),
+        )
+
+
+def _open_parent(chain: Chain, request: DiskRequest) -> BackingStore:
+    """Shared, for many children may have it."""
+    try:
+        return _open_existing(chain, replace(request, read_only=True, size_bytes=None))
+    except OSError as error:
+        raise open_error(error, str(chain.path)) from error
+
+
+_FORMATS: dict[str, Callable[..., BackingStore]] = {
+    ".avhd": open_vhd,
+    ".avhdx": open_vhdx,
+    ".vhd": open_vhd,
+    ".vhdx": open_vhdx,
+}
+"""By the suffix of the file's name; every other file is raw."""
 
 
 def _open_flags(image: Path, request: DiskRequest) -> int:
@@ -170,7 +223,7 @@ def _open_flags(image: Path, request: DiskRequest) -> int:
 def _wear(
     fd: int, name: str, size_bytes: int, is_block_device: bool, request: DiskRequest
 ) -> BackingStore:
-    """The store for an open, locked image. Image formats will be told by the file's name here."""
+    """The store for an open, locked raw image or block device."""
     if is_block_device:
         capabilities = _device_capabilities(fd, request)
         unit = capabilities.logical_block_bytes
@@ -182,26 +235,37 @@ def _wear(
 
 
 def _create(image: Path, request: DiskRequest) -> None:
-    """A sparse file, complete and on the medium, or none."""
+    """A sparse file or an image that grows, complete and on the medium, or none."""
     name = str(image)
     if request.read_only or request.size_bytes is None:
         why = "it is read-only, so not created" if request.read_only else "a size would create it"
         raise StorageError(StorageFault.MISSING, f"{name}: no such file; {why}")
     if image.is_symlink():
         raise StorageError(StorageFault.MISSING, f"{name}: a symbolic link to nothing")
-    size_bytes = _checked_size(name, request.size_bytes, request)
+    _require_whole_blocks(name, request.size_bytes, request)
     _make_directory(image.parent, request.base)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     fd = os.open(name, flags, 0o600)
     try:
-        os.ftruncate(fd, size_bytes)
-        os.fsync(fd)
+        _fill_new(fd, image, request.size_bytes, request)
         _sync_directory(image.parent)
-    except OSError:
+    except BaseException:
         image.unlink()
         raise
     finally:
         os.close(fd)
+
+
+def _fill_new(fd: int, image: Path, size_bytes: int, request: DiskRequest) -> None:
+    name, suffix = str(image), image.suffix.lower()
+    if suffix in (".vhdx", ".avhdx"):
+        disk = NewDisk(size_bytes, logical_sector_bytes=request.block_size)
+        create_vhdx(FileIo(fd, name), disk)
+    elif suffix in _FORMATS:
+        raise _invalid(name, "no such file; create it first, for it cannot be created by serving")
+    else:
+        os.ftruncate(fd, size_bytes)
+        os.fsync(fd)
 
 
 def _make_directory(directory: Path, base: Path) -> None:
@@ -224,22 +288,32 @@ def _sync_directory(directory: Path) -> None:
         os.close(fd)
 
 
-def _checked_size(name: str, size_bytes: int, request: DiskRequest) -> int:
-    """The size there is (or is to be), if it is one of whole blocks and the one asked for."""
-    wanted = request.size_bytes
-    if wanted is not None and wanted != size_bytes:
-        raise _invalid(
-            name,
-            f"has {size_bytes} bytes, but the configured size is {wanted} bytes;"
-            f" leave the size out to serve what there is",
-        )
+def _require_whole_blocks(name: str, size_bytes: int, request: DiskRequest) -> None:
     if size_bytes < request.block_size:
         raise _invalid(name, f"{size_bytes} bytes are less than a block of {request.block_size}")
     if size_bytes % request.block_size:
         raise _invalid(
             name, f"{size_bytes} bytes are not a multiple of the block size {request.block_size}"
         )
-    return size_bytes
+
+
+def _check_size(name: str, store: BackingStore, request: DiskRequest) -> None:
+    """The disk must have the size that was asked for, and whole blocks."""
+    wanted = request.size_bytes
+    if wanted is not None and wanted != store.size_bytes:
+        raise _invalid(
+            name,
+            f"has {store.size_bytes} bytes, but the configured size is {wanted} bytes;"
+            f" leave the size out to serve what there is",
+        )
+    _require_whole_blocks(name, store.size_bytes, request)
+    sector = store.capabilities.logical_block_bytes
+    if Path(name).suffix.lower() in _FORMATS and sector != request.block_size:
+        raise _invalid(
+            name,
+            f"a disk with sectors of {sector} bytes cannot be served with blocks of"
+            f" {request.block_size}: set block_size = {sector}",
+        )
 
 
 def _file_capabilities(
