@@ -132,10 +132,10 @@ def _done_by_server(
 def _change_files(
     change: Callable[[Path, str], object], snapshot: str, images: dict[str, Path]
 ) -> None:
-    """All of the files are locked while any of them changes: together they are one moment."""
+    """Nobody writes to any of the files while one of them changes: together they are one moment."""
     with ExitStack() as locks:
         for image in images.values():
-            locks.enter_context(locked(image))
+            locks.enter_context(locked(image, shared=True))
         if change is not take_snapshot:
             for image in images.values():
                 existing_snapshot(image, snapshot)
