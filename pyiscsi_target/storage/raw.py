@@ -18,49 +18,49 @@ from .image_file import ImageFile
 
 
 class RawStore(BackingStore):
-    """The first `size_bytes` of `io`, which it owns. `block_size` only rounds extents."""
+    """The first `size_bytes` of `file`, which it owns. `block_size` only rounds extents."""
 
     def __init__(
-        self, io: ImageFile, size_bytes: int, capabilities: Capabilities, block_size: int = 512
+        self, file: ImageFile, size_bytes: int, capabilities: Capabilities, block_size: int = 512
     ) -> None:
         self.size_bytes = size_bytes
         self.capabilities = capabilities
-        self._io = io
+        self.file = file
         self._block_size = block_size
 
     def read_now(self, offset_bytes: int, into: memoryview) -> bool:
         """See `BackingStore.read_now`."""
-        return self._io.read_now(offset_bytes, into)
+        return self.file.read_now(offset_bytes, into)
 
     async def read(self, offset_bytes: int, into: memoryview) -> None:
         """See `BackingStore.read`."""
-        await self._io.read(offset_bytes, into)
+        await self.file.read(offset_bytes, into)
 
     def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
         """See `BackingStore.write_now`."""
-        return self._io.write_now(offset_bytes, data)
+        return self.file.write_now(offset_bytes, data)
 
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
     ) -> None:
         """See `BackingStore.write`."""
-        await self._io.write(offset_bytes, data, durable=durable)
+        await self.file.write(offset_bytes, data, durable=durable)
 
     async def flush(self) -> None:
         """See `BackingStore.flush`."""
-        await self._io.flush()
+        await self.file.flush()
 
     async def deallocate(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.deallocate`."""
-        await self._io.punch(offset_bytes, length_bytes)
+        await self.file.punch(offset_bytes, length_bytes)
 
     async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.write_zeroes`."""
-        await self._io.zero(offset_bytes, length_bytes)
+        await self.file.zero(offset_bytes, length_bytes)
 
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         """See `BackingStore.extents`."""
-        runs = await self._io.data_runs(offset_bytes, length_bytes, limit)
+        runs = await self.file.data_runs(offset_bytes, length_bytes, limit)
         end = offset_bytes + length_bytes
         # With `limit` runs there may be more behind them, so nothing is known after the last.
         known_end = runs[-1][1] if len(runs) == limit else end
@@ -70,29 +70,29 @@ class RawStore(BackingStore):
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`; a block device cannot."""
         if size_bytes < self.size_bytes:
-            data = await self._io.data_runs(size_bytes, self.size_bytes - size_bytes, 1)
+            data = await self.file.data_runs(size_bytes, self.size_bytes - size_bytes, 1)
             if data:
-                message = f"{self._io.name}: holds data at byte {data[0][0]}, so it cannot shrink"
+                message = f"{self.file.name}: holds data at byte {data[0][0]}, so it cannot shrink"
                 raise StorageError(StorageFault.INVALID, message, data[0][0])
-        await self._io.set_size(size_bytes)
-        await self._io.flush()
+        await self.file.set_size(size_bytes)
+        await self.file.flush()
         self.size_bytes = size_bytes
 
     async def available_bytes(self) -> int | None:
         """See `BackingStore.available_bytes`."""
-        return await self._io.available_bytes()
+        return await self.file.available_bytes()
 
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """See `BackingStore.prefetch`."""
-        await self._io.prefetch(offset_bytes, length_bytes)
+        await self.file.prefetch(offset_bytes, length_bytes)
 
     async def close(self) -> None:
         """See `BackingStore.close`."""
-        await self._io.close()
+        await self.file.close()
 
     def close_blocking(self) -> None:
         """See `BackingStore.close_blocking`."""
-        self._io.close_blocking()
+        self.file.close_blocking()
 
 
 def _whole_blocks(

@@ -89,7 +89,6 @@ class FixedVhd(RawStore):
     def __init__(self, file: ImageFile, layout: Layout, capabilities: Capabilities) -> None:
         size_bytes = layout.footer.size_bytes
         super().__init__(file, size_bytes, capabilities, SECTOR)
-        self.file = file
         self.footer = layout.footer
         self._footer_offset = layout.footer_offset or 0
         self._is_stamped = False
@@ -107,7 +106,7 @@ class FixedVhd(RawStore):
 
     def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
         """See `BackingStore.write_now`."""
-        return self._is_stamped and self._io.write_now(offset_bytes, data)
+        return self._is_stamped and self.file.write_now(offset_bytes, data)
 
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
