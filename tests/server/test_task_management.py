@@ -14,6 +14,7 @@ from pyiscsi_target.server.task_management import FUNCTIONS, RESPONSES
 from tests.support.live import MIB, HeldStore, config_of, serving
 from tests.support.peer import Peer
 from tests.support.raw_initiator import read_16, write_16
+from tests.support.reserving import REGISTER, RESERVE, reserve_out
 from tests.support.server import TARGET
 
 # RFC 7143 section 11.5.1 and RFC 7144 section 4.1
@@ -472,8 +473,8 @@ async def test_reservations_and_resets(tmp_path: Path) -> None:
             await other.attentions()
             assert (await other.peer.command(read_16(0, 1), read_bytes=BLOCK)).status == GOOD
             await holder.attentions()
-        await reserve_out(holder.peer, 0x00, 0, 0xA)
-        await reserve_out(holder.peer, 0x01, 0xA, 0)
+        await reserve_out(holder.peer, REGISTER, 0, 0xA)
+        await reserve_out(holder.peer, RESERVE, 0xA)
         for function in (TaskManagement.LOGICAL_UNIT_RESET, TaskManagement.TARGET_WARM_RESET):
             assert await other.peer.manage(function) == COMPLETE
             await other.attentions()
@@ -489,14 +490,6 @@ async def test_reservations_and_resets(tmp_path: Path) -> None:
 
 RESERVE_6 = bytes([0x16, 0, 0, 0, 0, 0])
 CONFLICT = 0x18
-
-
-async def reserve_out(peer: Peer, action: int, key: int, action_key: int) -> None:
-    """PERSISTENT RESERVE OUT for type 5, which must end well."""
-    parameters = key.to_bytes(8) + action_key.to_bytes(8) + bytes(8)
-    cdb = bytes([0x5F, action, 5, 0, 0, 0, 0, 0, 24, 0])
-    done = await peer.command(cdb, data=parameters, immediate_bytes=24)
-    assert done.status == GOOD
 
 
 async def write_status(peer: Peer) -> int:
