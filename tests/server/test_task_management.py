@@ -361,8 +361,8 @@ class Sharer:
         self.burst = self.peer.data_out(await self.peer.r2t(), self.data)
 
     async def outcome(self, tag: int) -> int | None:
-        """The status of a command that should have ended by now; None: there was no answer."""
-        await self.attentions()  # whatever was sent before has come
+        """The status of a command that has ended; None: there was no answer."""
+        await self.attentions()  # what was sent before has come
         return (await self.peer.finish(tag)).status if tag in self.peer.finished else SILENT
 
     async def attentions(self) -> list[tuple[int, int]]:
@@ -422,7 +422,7 @@ async def test_a_function_among_three_sessions(tmp_path: Path, row: Row, tas: bo
         for sharer in (me, *others):
             await sharer.begin(store)
         asked = asyncio.create_task(me.peer.manage(row.function, tag=me.flying))
-        await settle()
+        await live.until(lambda: bool(live.events("task_management")))
         store.gate.set()
         assert await asked == row.response
         assert await me.attentions() == ([row.i_hear] if row.i_hear else [])
@@ -432,8 +432,10 @@ async def test_a_function_among_three_sessions(tmp_path: Path, row: Row, tas: bo
         theirs: int | None = GOOD
         if row.others_go:
             theirs = TASK_ABORTED if tas else SILENT
-        for sharer, ends in ((me, row.me), (other, (theirs,) * 2), (elsewhere, (theirs,) * 2)):
+        for sharer in (me, *others):
             await sharer.peer.send(sharer.burst)  # late data is thrown away, or completes
+        await live.until(lambda: not live.app._units["disk"].tasks.unfinished)
+        for sharer, ends in ((me, row.me), (other, (theirs,) * 2), (elsewhere, (theirs,) * 2)):
             assert (await sharer.outcome(sharer.flying), await sharer.outcome(sharer.moving)) == (
                 ends
             )
