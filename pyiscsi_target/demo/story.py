@@ -65,20 +65,23 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long things take, in seconds. The defaults make a story of about ten seconds.
+    """How long things take, in seconds. The defaults make a story of about fourteen seconds.
 
     A node beats every `heartbeat_s`, and is missed after `heartbeats_missed` of them. The owner
     renews every `renew_s`; a challenger waits `challenge_s`, which is more than two renewals.
+    Records are written every `record_s`: by A for `lead_s`, by B for `alone_s` before A is back,
+    for `refused_s` until A registers, and for `together_s` after that.
     """
 
     record_s: float = 0.2
-    lead_s: float = 3.0
+    lead_s: float = 4.0
     heartbeat_s: float = 0.2
     heartbeats_missed: int = 5
     renew_s: float = 0.9
     challenge_s: float = 2.1
-    alone_s: float = 2.0
-    together_s: float = 1.0
+    alone_s: float = 3.0
+    refused_s: float = 1.5
+    together_s: float = 1.5
 
     @property
     def silence_s(self) -> float:
@@ -410,6 +413,7 @@ class Story:
 
     async def _join_again(self) -> None:
         a = self.a
+        await self._write_for(self.b, self.timing.refused_s)
         await a.reservations.register(a.key, aptpl=True)
         a.registered = True
         a.state = "registered"

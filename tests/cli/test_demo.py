@@ -24,6 +24,7 @@ FAST = Timing(
     renew_s=0.005,
     challenge_s=0.05,
     alone_s=0.01,
+    refused_s=0.01,
     together_s=0.01,
 )
 OUTCOME = Outcome(1, 2, 3, False, 0.5, 0.25, 0.125)
