@@ -13,7 +13,7 @@ from .chain import ParentPaths
 from .content import first_data
 from .image_file import ImageFile
 from .raw import RawStore
-from .vhd_blocks import VhdBlocks
+from .vhd_disk import VhdDisk
 from .vhd_format import (
     ALIGNMENT_BYTES,
     FIXED_MAX_BYTES,
@@ -34,7 +34,7 @@ CLOCK_SLACK_S = 2  # file systems round modification times
 
 def open_vhd(
     file: ImageFile, *, find_parent: FindParent | None = None, punches: bool = True
-) -> "FixedVhd | VhdBlocks":
+) -> "FixedVhd | VhdDisk":
     """The disk in an open, locked file, which it owns from now on; writable if the file is.
 
     Blocking, for startup. `find_parent` opens the parent of a differencing disk, read-only;
@@ -51,7 +51,7 @@ def open_vhd(
         granularity = ALIGNMENT_BYTES if punches else 0
         return FixedVhd(file, layout, _capabilities(file, granularity))
     granularity = ALIGNMENT_BYTES if punches else layout.block_bytes
-    return VhdBlocks(file, layout, _capabilities(file, granularity), parent)
+    return VhdDisk(file, layout, _capabilities(file, granularity), parent)
 
 
 def _capabilities(file: ImageFile, granularity_bytes: int) -> Capabilities:
@@ -163,7 +163,7 @@ class FixedVhd(RawStore):
 
 def _open_parent(
     file: ImageFile, layout: Layout, find_parent: FindParent | None
-) -> FixedVhd | VhdBlocks:
+) -> FixedVhd | VhdDisk:
     assert layout.header is not None
     paths = vhd_locators.decode(layout.locator_data, layout.header.parent_name)
     if find_parent is None:
@@ -177,11 +177,11 @@ def _open_parent(
         raise
 
 
-def _checked_parent(file: ImageFile, header: Header, parent: BackingStore) -> FixedVhd | VhdBlocks:
+def _checked_parent(file: ImageFile, header: Header, parent: BackingStore) -> FixedVhd | VhdDisk:
     """The parent, if it is the very disk that the child was made of (VHD 1.0, "Dynamic Disk Header
     Format": Parent Unique ID and Parent Time Stamp).
     """
-    if not isinstance(parent, FixedVhd | VhdBlocks):
+    if not isinstance(parent, FixedVhd | VhdDisk):
         message = f"{file.name}: its parent is no VHD"
         raise StorageError(StorageFault.INVALID, message)
     name, footer = parent.file.name, parent.footer

@@ -19,25 +19,21 @@ import struct
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from . import vhd_bitmap
-from .base import BackingStore, Capabilities, StorageError, StorageFault
+from .base import BackingStore, Capabilities, StorageError
 from .block_image import UNKNOWN, BlockImage, BlockTable, Piece, Source
-from .content import first_data
 from .image_file import ImageFile
 from .vhd_format import (
-    DYNAMIC_MAX_BYTES,
-    HEADER_BYTES,
     SECTOR,
     UNUSED,
     Footer,
     Header,
     bitmap_bytes,
-    header_with_table,
 )
 from .vhd_image import Layout, free_places
-from .vhd_space import Space, require_size
+from .vhd_space import Space
 
 ABSENT = -1  # in the table: the block is not in the file
 PARTIAL = -2  # some sectors are, and the bitmap says which
@@ -367,60 +363,6 @@ class VhdBlocks(BlockImage):
         for place in places.values():
             await self.file.punch(place, self.block_bytes)
             self._space.give_back(place)
-
-    # Resizing
-
-    async def resize(self, size_bytes: int) -> None:
-        """See `BackingStore.resize`."""
-        require_size(self.file.name, size_bytes, DYNAMIC_MAX_BYTES)
-        self._require_writable()
-        blocks = -(-size_bytes // self.block_bytes)
-        low, high = sorted((size_bytes, self.size_bytes))
-        await self._require_empty(self, low, self.size_bytes)
-        if self.parent is not None:
-            await self._require_empty(self.parent, low, min(high, self.parent.size_bytes))
-        # What lies behind the end must never come to light, nor keep its space.
-        behind = -(-low // self.block_bytes)
-        await self._free(range(behind, len(self.table)))
-        async with self.changing:
-            await self._clear_behind(low)
-            if blocks > len(self._entries):
-                await self._move_table(blocks)
-            taken = sum(entry != UNUSED for entry in self._entries)
-            await self._space.resize(size_bytes, blocks - taken)
-            self.footer = self._space.footer
-            self.size_bytes = size_bytes
-
-    async def _require_empty(self, disk: BackingStore, start: int, end: int) -> None:
-        at = await first_data(disk, start, end)
-        if at is not None:
-            message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
-            raise StorageError(StorageFault.INVALID, message, at)
-
-    async def _clear_behind(self, size_bytes: int) -> None:
-        """The rest of a block that the end of the disk cuts is zeroes."""
-        block, cut = divmod(size_bytes, self.block_bytes)
-        if cut and self._entries[block] != UNUSED:
-            await self.file.punch(self._place(block) + cut, self.block_bytes - cut)
-
-    async def _move_table(self, entries: int) -> None:
-        """A longer table at the end of the file; the header says where, in one sector."""
-        header = self.layout.header
-        assert header is not None
-        per_sector = SECTOR // 4
-        entries = -(-entries // per_sector) * per_sector
-        longer = self._entries + array("I", [UNUSED]) * (entries - len(self._entries))
-        at = await self._space.insert(struct.pack(f">{entries}I", *longer))
-        raw = bytearray(HEADER_BYTES)
-        offset = self.footer.data_offset
-        await self.file.read(offset, memoryview(raw))
-        moved = header_with_table(bytes(raw), at, entries)
-        await self.file.write(offset, (moved[:SECTOR],))  # the rest has not changed
-        await self.file.flush()
-        self.layout.header = replace(header, table_offset=at, max_table_entries=entries)
-        self.layout.metadata += ((at, at + entries * 4),)
-        self._entries.extend(longer[len(self._entries) :])
-        self.table.resize(entries)
 
     # The rest
 

@@ -18,6 +18,7 @@ from typing import TypeVar
 from .base import StorageError, StorageFault
 from .vhd_format import (
     ALIGNMENT_BYTES,
+    CREATOR_APPLICATION,
     FOOTER_BYTES,
     HEADER_BYTES,
     OLD_FOOTER_BYTES,
@@ -39,6 +40,8 @@ Read = Callable[[int, int], bytes]
 
 MAX_BLOCKS = 4 << 20  # 2040 GiB in blocks of 512 KiB; the table takes 16 MiB
 FREE_PLACES_MAX = 64 << 10  # remembered of a file full of gaps
+# These keep nothing of their own between the structures and the first block, as XenServer does.
+PLAIN_CREATORS = frozenset({CREATOR_APPLICATION, b"qemu", b"qem2", b"vpc "})
 SORT_BLOCKS = 512 << 10  # sorted at once, so that the numbers take few MiB
 
 T = TypeVar("T")
@@ -278,21 +281,17 @@ class _Reader:
 
 
 def free_places(layout: Layout, end_bytes: int) -> list[int]:
-    """Where the data of further blocks could go among those there are, before `end_bytes`.
-
-    Nothing before the first block is free: some tools keep structures of their own there.
-    """
+    """Where the data of further blocks could go among those there are, before `end_bytes`."""
     assert layout.header is not None
     bitmap, block = bitmap_bytes(layout.header.block_size), layout.header.block_size
-    first = min(layout.table)
-    if first == UNUSED:
-        return []
+    is_plain = layout.footer.creator_application in PLAIN_CREATORS
+    begin = FOOTER_BYTES if is_plain else min(min(layout.table) * SECTOR, end_bytes)
     blocks = (
         (entry * SECTOR, entry * SECTOR + bitmap + block) for entry in sorted_entries(layout.table)
     )
-    structures = sorted(extent for extent in layout.metadata if extent[0] > first * SECTOR)
+    structures = sorted(extent for extent in layout.metadata if extent[1] > begin)
     places: list[int] = []
-    position = first * SECTOR
+    position = begin
     for start, end in heapq.merge(blocks, structures, [(end_bytes, end_bytes)]):
         while len(places) < FREE_PLACES_MAX:
             place = aligned_place(position, bitmap)

@@ -100,6 +100,12 @@ class Space:
         self._missing += 1
         self._free.append(place)
 
+    def drain(self) -> list[int]:
+        """All places that are not in use; none of them is handed out any more."""
+        places = self._free + self._ready
+        self._free, self._ready = [], []
+        return places
+
     async def stamp(self) -> None:
         """Note in both footers, on the medium, that the disk changes. Raises StorageError."""
         async with self._lock:

@@ -305,18 +305,20 @@ def test_entries_are_sorted_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(sorted_entries(table)) == [1, 3, 5, 7, 9]
 
 
-async def test_free_places_lie_between_blocks_and_not_before() -> None:
-    raw = await filled()
+@pytest.mark.parametrize(("creator", "before"), [(b"win ", 1), (b"tap\0", 0)])
+async def test_free_places_lie_where_nothing_is(creator: bytes, before: int) -> None:
+    """XenServer keeps a map of its own before the first block."""
+    raw = with_footer(await filled(), 28, creator)
     layout = read_layout(lambda offset, length: raw[offset : offset + length], len(raw), "d")
     assert layout.footer_offset is not None
     assert free_places(layout, layout.footer_offset) == []
-    in_file = sorted(entry for entry in layout.table if entry != 0xFFFFFFFF)
-    layout.table[layout.table.index(in_file[1])] = 0xFFFFFFFF
-    assert free_places(layout, layout.footer_offset) == [(in_file[1] + 1) * 512]
-    layout.table[layout.table.index(in_file[2])] = 0xFFFFFFFF
+    first, second, third = sorted(entry for entry in layout.table if entry != 0xFFFFFFFF)
+    layout.table[layout.table.index(second)] = 0xFFFFFFFF
+    assert free_places(layout, layout.footer_offset) == [(second + 1) * 512]
+    layout.table[layout.table.index(third)] = 0xFFFFFFFF
     assert len(free_places(layout, layout.footer_offset)) == 2
-    layout.table[layout.table.index(in_file[0])] = 0xFFFFFFFF
-    assert free_places(layout, layout.footer_offset) == []
+    layout.table[layout.table.index(first)] = 0xFFFFFFFF
+    assert len(free_places(layout, layout.footer_offset)) == 3 * before
 
 
 def test_a_child_without_any_path() -> None:

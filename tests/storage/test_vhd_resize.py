@@ -8,8 +8,8 @@ import pytest
 
 from pyiscsi_target.storage.base import BackingStore, StorageError, StorageFault
 from pyiscsi_target.storage.vhd import FixedVhd, open_vhd
-from pyiscsi_target.storage.vhd_blocks import VhdBlocks
 from pyiscsi_target.storage.vhd_create import new_fixed
+from pyiscsi_target.storage.vhd_disk import VhdDisk
 from pyiscsi_target.storage.vhd_format import parse_footer
 from tests.support.process import run_tool
 from tests.support.recording_file import RecordingFile
@@ -27,7 +27,7 @@ SIZE = 5 * BLOCK + 3 * 512
 DATA = random.Random(1).randbytes(SIZE)
 
 
-def open_raw(raw: bytes) -> FixedVhd | VhdBlocks:
+def open_raw(raw: bytes) -> FixedVhd | VhdDisk:
     return open_vhd(RecordingFile(raw))
 
 
@@ -39,7 +39,7 @@ async def filled(raw: bytes, data: bytes = DATA) -> bytes:
 
 
 def file_of(disk: BackingStore) -> RecordingFile:
-    assert isinstance(disk, FixedVhd | VhdBlocks)
+    assert isinstance(disk, FixedVhd | VhdDisk)
     assert isinstance(disk.file, RecordingFile)
     return disk.file
 

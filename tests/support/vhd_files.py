@@ -10,8 +10,8 @@ from pyiscsi_target.storage.base import BackingStore
 from pyiscsi_target.storage.chain import ParentPaths
 from pyiscsi_target.storage.image_file import ImageFile
 from pyiscsi_target.storage.vhd import FixedVhd, open_vhd
-from pyiscsi_target.storage.vhd_blocks import VhdBlocks
 from pyiscsi_target.storage.vhd_create import NewVhd, ParentOfNew
+from pyiscsi_target.storage.vhd_disk import VhdDisk
 from pyiscsi_target.storage.vhd_format import Footer
 from tests.support.recording_file import RecordingFile
 
@@ -58,19 +58,19 @@ def small_child(size_bytes: int, block_bytes: int, footer: Footer) -> bytes:
 
 def open_blocks(
     file: ImageFile, find_parent: Callable[[ParentPaths], BackingStore] | None = None
-) -> VhdBlocks:
+) -> VhdDisk:
     """Open a dynamic or differencing disk."""
     disk = open_vhd(file, find_parent=find_parent)
-    assert isinstance(disk, VhdBlocks)
+    assert isinstance(disk, VhdDisk)
     return disk
 
 
-def open_parent(raw: bytes) -> Callable[[ParentPaths], FixedVhd | VhdBlocks]:
+def open_parent(raw: bytes) -> Callable[[ParentPaths], FixedVhd | VhdDisk]:
     """A `find_parent` that always finds this one."""
 
-    def find(paths: ParentPaths) -> FixedVhd | VhdBlocks:
+    def find(paths: ParentPaths) -> FixedVhd | VhdDisk:
         disk = open_vhd(RecordingFile(raw, "parent.vhd", read_only=True))
-        assert isinstance(disk, FixedVhd | VhdBlocks)
+        assert isinstance(disk, FixedVhd | VhdDisk)
         return disk
 
     return find

@@ -1,0 +1,31 @@
+"""Differencing images of images that lie in files."""
+
+from pathlib import Path
+
+from .create import NewImage, create_image, format_of
+from .open import open_image
+from .vhdx_create import Kind
+
+
+def create_child(
+    path: Path,
+    parent: Path,
+    *,
+    block_bytes: int = 0,
+    size_bytes: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """A new differencing image at `path`, of the format and, without others, the size and block
+    size of `parent`; complete and on the medium, or nothing. Blocking. Raises StorageError.
+    """
+    disk = open_image(parent, read_only=True)
+    try:
+        image = NewImage(
+            format_of(parent),
+            Kind.DIFFERENCING,
+            disk.size_bytes if size_bytes is None else size_bytes,
+            block_bytes or getattr(disk, "block_bytes", 0),
+        )
+        create_image(path, image, disk, overwrite=overwrite)
+    finally:
+        disk.close_blocking()

@@ -1,0 +1,142 @@
+"""Dynamic and differencing VHDs as a whole: their size, and the order of blocks in the file.
+
+How single requests are served, and the order of the writes which that takes, is in `vhd_blocks`.
+"""
+
+from __future__ import annotations  # `array` takes no parameters before Python 3.12
+
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from .base import BackingStore, StorageError, StorageFault
+from .block_image import UNKNOWN, all_zero
+from .content import CHUNK_BYTES, first_data
+from .vhd_blocks import VhdBlocks
+from .vhd_format import DYNAMIC_MAX_BYTES, HEADER_BYTES, SECTOR, UNUSED, header_with_table
+from .vhd_space import require_size
+
+MOVED_AT_ONCE = 32  # blocks, which share two flushes
+
+Progress = Callable[[int, int], None]
+"""(blocks done, blocks to do)."""
+
+
+class VhdDisk(VhdBlocks):
+    """An open dynamic or differencing disk. Owns `file` and `parent`."""
+
+    async def resize(self, size_bytes: int) -> None:
+        """See `BackingStore.resize`."""
+        require_size(self.file.name, size_bytes, DYNAMIC_MAX_BYTES)
+        self._require_writable()
+        blocks = -(-size_bytes // self.block_bytes)
+        low, high = sorted((size_bytes, self.size_bytes))
+        await self._require_empty(self, low, self.size_bytes)
+        if self.parent is not None:
+            await self._require_empty(self.parent, low, min(high, self.parent.size_bytes))
+        # What lies behind the end must never come to light, nor keep its space.
+        behind = -(-low // self.block_bytes)
+        await self._free(range(behind, len(self.table)))
+        async with self.changing:
+            await self._clear_behind(low)
+            if blocks > len(self._entries):
+                await self._move_table(blocks)
+            taken = sum(entry != UNUSED for entry in self._entries)
+            await self._space.resize(size_bytes, blocks - taken)
+            self.footer = self._space.footer
+            self.size_bytes = size_bytes
+
+    async def _require_empty(self, disk: BackingStore, start: int, end: int) -> None:
+        at = await first_data(disk, start, end)
+        if at is not None:
+            message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
+            raise StorageError(StorageFault.INVALID, message, at)
+
+    async def _clear_behind(self, size_bytes: int) -> None:
+        """The rest of a block that the end of the disk cuts is zeroes."""
+        block, cut = divmod(size_bytes, self.block_bytes)
+        if cut and self._entries[block] != UNUSED:
+            await self.file.punch(self._place(block) + cut, self.block_bytes - cut)
+
+    async def _move_table(self, entries: int) -> None:
+        """A longer table at the end of the file; the header says where, in one sector."""
+        header = self.layout.header
+        assert header is not None
+        per_sector = SECTOR // 4
+        entries = -(-entries // per_sector) * per_sector
+        longer = self._entries + array("I", [UNUSED]) * (entries - len(self._entries))
+        at = await self._space.insert(struct.pack(f">{entries}I", *longer))
+        raw = bytearray(HEADER_BYTES)
+        offset = self.footer.data_offset
+        await self.file.read(offset, memoryview(raw))
+        moved = header_with_table(bytes(raw), at, entries)
+        await self.file.write(offset, (moved[:SECTOR],))  # the rest has not changed
+        await self.file.flush()
+        self.layout.header = replace(header, table_offset=at, max_table_entries=entries)
+        self.layout.metadata += ((at, at + entries * 4),)
+        self._entries.extend(longer[len(self._entries) :])
+        self.table.resize(entries)
+
+    # Compacting
+
+    async def compact(self, progress: Progress) -> None:
+        """Free blocks of zeroes and close the gaps, so that the file is as short as can be.
+
+        The power may go meanwhile. Nobody uses the disk, and it is to be closed then.
+        Raises StorageError.
+        """
+        self._require_writable()
+        await self._begin_writing()
+        used = [block for block, entry in enumerate(self._entries) if entry != UNUSED]
+        for done, block in enumerate(used):
+            progress(done, 2 * len(used))
+            start = block * self.block_bytes
+            end = min(start + self.block_bytes, self.size_bytes)
+            if await self._is_over_hole(block) and await first_data(self, start, end) is None:
+                await self._discard([block])
+        moves = iter(self._moves())
+        done = len(used)
+        while batch := list(islice(moves, MOVED_AT_ONCE)):
+            await self._move(batch)
+            done += len(batch)
+            progress(done, 2 * len(used))
+        await self._space.close(self._used_end())
+
+    def _moves(self) -> list[tuple[int, int]]:
+        """(block, its new place): the last blocks into the first gaps."""
+        free = sorted(self._space.drain())
+        last = sorted(
+            (block for block, entry in enumerate(self._entries) if entry != UNUSED),
+            key=self._place,
+            reverse=True,
+        )
+        return [
+            (block, place)
+            for block, place in zip(last, free, strict=False)
+            if place < self._place(block)
+        ]
+
+    async def _move(self, moves: Sequence[tuple[int, int]]) -> None:
+        async with self.changing:
+            for block, place in moves:
+                await self._copy_block(block, place)
+            await self.file.flush()
+            for block, place in moves:
+                self._changes += 1
+                await self._enter(block, [(place - self._bitmap_bytes) // SECTOR])
+                if self.table[block] > UNKNOWN:
+                    self.table[block] = place
+            await self.file.flush()
+
+    async def _copy_block(self, block: int, place: int) -> None:
+        """Bitmap and data, of which only what is not zero."""
+        length = self._bitmap_bytes + self.block_bytes
+        source, target = self._place(block) - self._bitmap_bytes, place - self._bitmap_bytes
+        await self.file.punch(target, length)
+        for start in range(0, length, CHUNK_BYTES):
+            data = bytearray(min(CHUNK_BYTES, length - start))
+            await self.file.read(source + start, memoryview(data))
+            if not all_zero((data,)):
+                await self.file.write(target + start, (data,))
