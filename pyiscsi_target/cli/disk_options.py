@@ -1,0 +1,76 @@
+"""What the commands of `disk` have in common: sizes and formats as options, errors, Ctrl-C."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ..server.config_values import parse_size
+from ..storage.base import StorageError
+from ..storage.create import ImageFormat
+from ..storage.vhdx_create import Kind
+
+EXIT_FAILED = 1
+
+FORMATS = {image_format.name.lower(): image_format for image_format in ImageFormat}
+KINDS = {kind.value: kind for kind in Kind}
+FORCE = click.option("--force", is_flag=True, help="Replace what is there, if nobody uses it.")
+FORMAT = click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(list(FORMATS)),
+    help="In place of what the name says (.vhd, .vhdx, others raw).",
+)
+
+
+class Size(click.ParamType[int]):
+    """`20GiB`, `20G`, `1.5 TiB`, or bytes."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            text = str(value)
+            return parse_size(int(text) if text.isdecimal() else text)
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, context)
+
+
+SIZE = Size()
+BLOCK_SIZE = click.option(
+    "--block-size", type=SIZE, default=0, metavar="SIZE", help="How much is allocated at once."
+)
+SECTOR_SIZE = click.option(
+    "--sector-size",
+    type=SIZE,
+    default=0,
+    metavar="SIZE",
+    help="Logical sectors of a VHDX: 512 or 4096.",
+)
+
+
+class ImagePath(click.Path):
+    """The path of an image, which need not be there."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+
+@contextmanager
+def failing_softly() -> Iterator[None]:
+    """A StorageError is a line and exit status 1; SIGTERM ends the command as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except StorageError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_FAILED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
