@@ -227,6 +227,7 @@ class DiskConfig(_Section):
     block_size: Literal[512, 4096] = 512
     physical_block_size: int | None = Field(default=None, ge=512, le=1024 * 1024)
     size_bytes: Size | None = Field(default=None, alias="size", validate_default=True)
+    kind: Literal["fixed", "dynamic"] = Field(default="dynamic", validate_default=False)
     read_only: bool = False
     removable: bool = False
     write_cache: bool = True
@@ -245,6 +246,17 @@ class DiskConfig(_Section):
     @property
     def is_volatile(self) -> bool:
         return storage.is_volatile(self.path)
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_of_new_file(cls, kind: str, info: ValidationInfo) -> str:
+        if storage.is_volatile(info.data.get("path", "")):
+            raise ValueError("is for files, and this disk is memory; leave it out")
+        if info.data.get("size_bytes") is None:
+            raise ValueError(
+                "is for a file that is to be created; give its size too, or leave it out"
+            )
+        return kind
 
     @field_validator("physical_block_size")
     @classmethod

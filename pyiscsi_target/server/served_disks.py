@@ -11,6 +11,7 @@ from pathlib import Path
 from ..scsi.logical_unit import DiskSettings, LogicalUnit
 from ..storage.base import BackingStore, StorageError
 from ..storage.open import image_path, open_store
+from ..storage.vhdx_create import Kind
 from .config_model import DiskConfig
 from .identities import identities_of
 from .logs import log_event
@@ -54,6 +55,7 @@ class ServedDisks:
             read_only=disk.read_only,
             base=self._base_dir,
             block_size=disk.block_size,
+            kind=Kind(disk.kind),
         )
 
     def sizes_bytes(self) -> dict[str, int]:

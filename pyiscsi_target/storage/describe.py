@@ -63,7 +63,7 @@ def _describe(store: BackingStore) -> ImageDescription:
         getattr(store, "block_bytes", 0),
         identity,
         file.size_bytes,
-        getattr(status, "st_blocks", 0) * 512 or status.st_size,
+        status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size,
     )
 
 

@@ -1,6 +1,6 @@
 """From the `path` of a disk in the configuration to an open store.
 
-    disks/data.img          a file; relative to the configuration file; created sparse when missing
+    disks/data.img          a file; relative to the configuration file; created when missing
     disks/data.vhdx         an image (.vhd, .vhdx); its parents, if any, are opened read-only
     /dev/vg0/data           a block device
     ram:                    memory; its content dies with the process
@@ -23,6 +23,7 @@ from pathlib import Path
 from .base import BackingStore, Capabilities, StorageError, StorageFault
 from .block_device import discard_granularity_bytes, logical_block_bytes, physical_block_bytes
 from .chain import Chain
+from .create import NewImage, create_image, format_of
 from .faults import open_error
 from .file_io import FileIo
 from .filters import DelayStore, ErrorStore, one_in
@@ -31,7 +32,7 @@ from .lock import lock_image
 from .raw import RawStore
 from .vhd import open_vhd
 from .vhdx import open_vhdx
-from .vhdx_create import NewDisk, create_vhdx
+from .vhdx_create import Kind
 
 RAM = "ram"
 PREFERRED_BLOCK_BYTES = 4096  # file systems say more (128 KiB and above), disks do not
@@ -48,19 +49,27 @@ class DiskRequest:
     read_only: bool
     base: Path
     block_size: int
+    kind: Kind = Kind.DYNAMIC
 
 
 def open_store(
-    path: str, *, size_bytes: int | None, read_only: bool, base: Path, block_size: int
+    path: str,
+    *,
+    size_bytes: int | None,
+    read_only: bool,
+    base: Path,
+    block_size: int,
+    kind: Kind = Kind.DYNAMIC,
 ) -> BackingStore:
     """Open the disk `path`, locked, and created with `size_bytes` when it is a missing file.
 
+    A new file is an image of the format that its name says, and of this `kind`.
     Synchronous, for startup. Relative paths start at `base`; of the directories above a new file
     only those below `base` are created. Where `size_bytes` is given it must be the size there is.
     Raises StorageError (MISSING, BUSY, INVALID, READ_ONLY, OUT_OF_SPACE, MEDIUM) naming the file.
     """
     try:
-        return _open(path, DiskRequest(size_bytes, read_only, base, block_size))
+        return _open(path, DiskRequest(size_bytes, read_only, base, block_size, kind))
     except OSError as error:
         raise open_error(error, str(error.filename or path)) from error
 
@@ -244,28 +253,10 @@ def _create(image: Path, request: DiskRequest) -> None:
         raise StorageError(StorageFault.MISSING, f"{name}: a symbolic link to nothing")
     _require_whole_blocks(name, request.size_bytes, request)
     _make_directory(image.parent, request.base)
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    fd = os.open(name, flags, 0o600)
-    try:
-        _fill_new(fd, image, request.size_bytes, request)
-        _sync_directory(image.parent)
-    except BaseException:
-        image.unlink()
-        raise
-    finally:
-        os.close(fd)
-
-
-def _fill_new(fd: int, image: Path, size_bytes: int, request: DiskRequest) -> None:
-    name, suffix = str(image), image.suffix.lower()
-    if suffix in (".vhdx", ".avhdx"):
-        disk = NewDisk(size_bytes, logical_sector_bytes=request.block_size)
-        create_vhdx(FileIo(fd, name), disk)
-    elif suffix in _FORMATS:
-        raise _invalid(name, "no such file; create it first, for it cannot be created by serving")
-    else:
-        os.ftruncate(fd, size_bytes)
-        os.fsync(fd)
+    image_format = format_of(image)
+    # A VHDX says which sectors it has; of the others any will do, or 512 only.
+    new = NewImage(image_format, request.kind, request.size_bytes, sector_bytes=request.block_size)
+    create_image(image, new)
 
 
 def _make_directory(directory: Path, base: Path) -> None:
@@ -276,16 +267,6 @@ def _make_directory(directory: Path, base: Path) -> None:
         message = f"{directory}: no such directory, and not below {base}, so not created"
         raise StorageError(StorageFault.MISSING, message)
     directory.mkdir(parents=True, exist_ok=True)
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name != "posix":
-        return
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _require_whole_blocks(name: str, size_bytes: int, request: DiskRequest) -> None:

@@ -43,6 +43,9 @@ def rule(value: object) -> InitiatorRule:
         {"serial": "a\tb"},
         {"path": ""},
         {"path": "ram:"},
+        {"kind": "differencing", "size": 512},
+        {"kind": "fixed"},
+        {"kind": "fixed", "path": "ram:", "size": 512},
         {"thin": 1},
         {"space_warning": -1},
         {"space_warning": False},
@@ -58,6 +61,11 @@ def test_the_space_warning() -> None:
     assert disk().space_warning == 1 << 30
     assert disk(space_warning=0).space_warning == 0
     assert disk(space_warning="5 GiB").space_warning == 5 << 30
+
+
+def test_the_kind_of_a_new_file() -> None:
+    assert disk(size=512).kind == "dynamic"
+    assert disk(size=512, kind="fixed").kind == "fixed"
 
 
 def test_disk_defaults() -> None:

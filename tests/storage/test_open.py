@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 from pyiscsi_target.storage.base import StorageError, StorageFault
+from pyiscsi_target.storage.describe import describe_chain
 from pyiscsi_target.storage.filters import DelayStore, ErrorStore
-from pyiscsi_target.storage.open import image_path, is_volatile, open_store, resolve_path
+from pyiscsi_target.storage.open import (
+    image_path,
+    is_volatile,
+    open_image,
+    open_store,
+    resolve_path,
+)
 from pyiscsi_target.storage.raw import RawStore
+from pyiscsi_target.storage.vhdx_create import Kind
 from tests.storage.conftest import Opener
 
 MIB = 1 << 20
@@ -259,3 +267,23 @@ def test_the_file_that_a_disk_is_in(tmp_path: Path) -> None:
     assert image_path("disks/a.img", tmp_path) == tmp_path / "disks/a.img"
     assert image_path("delay:5ms:error:1/9:/x/a.vhdx", tmp_path) == Path("/x/a.vhdx")
     assert image_path("ram:", tmp_path) is image_path("delay:5ms:ram:", tmp_path) is None
+
+
+@pytest.mark.parametrize("suffix", [".vhd", ".vhdx", ".img"])
+@pytest.mark.parametrize("kind", [Kind.FIXED, Kind.DYNAMIC])
+async def test_a_missing_image_is_created_in_the_format_of_its_name(
+    tmp_path: Path, suffix: str, kind: Kind
+) -> None:
+    name = f"disk{suffix}"
+    for _ in range(2):  # created, then opened
+        store = open_store(
+            name, size_bytes=9 * MIB, read_only=False, base=tmp_path, block_size=512, kind=kind
+        )
+        assert store.size_bytes == 9 * MIB
+        await store.close()
+    image = open_image(tmp_path / name, read_only=True)
+    (description,) = describe_chain(image)
+    image.close_blocking()
+    assert description.format.value == suffix
+    assert description.kind is (Kind.DYNAMIC if suffix == ".img" else kind)
+    assert (description.allocated_bytes >= 9 * MIB) == (kind is Kind.FIXED)
