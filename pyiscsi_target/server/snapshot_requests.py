@@ -89,11 +89,10 @@ class SnapshotRequests:
         images, name = self._images(request), _name_of(request)
         for disk, image in images.items():
             await _in_thread(partial(existing_snapshot, image, name), disk)
-        async with self._changing:
-            for disk, image in images.items():
-                await _in_thread(partial(delete_snapshot, image, name), disk)
-        log_event(_log, logging.INFO, "snapshot_deleted", snapshot=name, disks=", ".join(images))
-        return {"snapshot": name, "disks": list(images)}
+        async with self._changing, self._held(list(images)):
+            done = await self._exchange(images, lambda image: partial(delete_snapshot, image, name))
+        log_event(_log, logging.INFO, "snapshot_deleted", snapshot=name, disks=", ".join(done))
+        return {"snapshot": name, "disks": done}
 
     async def _exchange(
         self,

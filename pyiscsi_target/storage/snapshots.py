@@ -15,14 +15,18 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from .base import StorageError, StorageFault
 from .clone import TEMPORARY_SUFFIX, clone_file
+from .create import ImageFormat, format_of
+from .create_child import create_child
+from .describe import describe_chain
 from .durability import sync_directory
 from .faults import open_error
+from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
@@ -37,22 +41,6 @@ class Snapshot:
     path: Path
     taken_s: float
     file_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Differencing:
-    """How an image format knows differencing. Both raise StorageError.
-
-    `create_child(child, parent)` makes a differencing image at `child`, complete, or nothing;
-    `parent_of(image)` is the parent that an image has, None if it has none.
-    """
-
-    create_child: Callable[[Path, Path], None]
-    parent_of: Callable[[Path], Path | None]
-
-
-_DIFFERENCING: dict[str, Differencing] = {}
-"""By suffix: the formats that know it."""
 
 
 def snapshot_path(image: Path, name: str) -> Path:
@@ -86,37 +74,36 @@ def take_snapshot(image: Path, name: str) -> Snapshot:
             raise StorageError(
                 StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
             )
-        differencing = _differencing(image)
-        if differencing is None:
+        if _knows_differencing(image):
+            _become_parent(image, snapshot)
+        else:
             clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
             _protect(snapshot)
-        else:
-            _become_parent(image, snapshot, differencing)
         return _describe(name, snapshot)
 
 
-def _differencing(image: Path) -> Differencing | None:
-    return _DIFFERENCING.get(image.suffix.lower())
+def _knows_differencing(image: Path) -> bool:
+    return format_of(image) is not ImageFormat.RAW
 
 
-def _become_parent(image: Path, snapshot: Path, differencing: Differencing) -> None:
+def _become_parent(image: Path, snapshot: Path) -> None:
     """The file gets the snapshot's name too; then a child takes its first one over."""
     mode = stat.S_IMODE(image.stat().st_mode)
     snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
     os.link(image, snapshot)
     try:
-        _put_child(image, snapshot, differencing, mode)
+        _put_child(image, snapshot, mode)
     except BaseException:
         snapshot.unlink()
         raise
     _protect(snapshot)
 
 
-def _put_child(image: Path, parent: Path, differencing: Differencing, mode: int) -> None:
+def _put_child(image: Path, parent: Path, mode: int) -> None:
     temporary = image.with_name(image.name + TEMPORARY_SUFFIX)
     temporary.unlink(missing_ok=True)
     try:
-        differencing.create_child(temporary, parent)
+        create_child(temporary, parent)
         temporary.chmod(mode)
         temporary.replace(image)
         sync_directory(image.parent)
@@ -132,12 +119,11 @@ def restore_snapshot(image: Path, name: str) -> None:
     snapshot = existing_snapshot(image, name)
     with _mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
-        differencing = _differencing(image)
-        if differencing is None:
+        if _knows_differencing(image):
+            _put_child(image, snapshot, mode)
+        else:
             clone_file(snapshot, image)
             image.chmod(mode)
-        else:
-            _put_child(image, snapshot, differencing, mode)
 
 
 def delete_snapshot(image: Path, name: str) -> None:
@@ -146,17 +132,23 @@ def delete_snapshot(image: Path, name: str) -> None:
     Raises StorageError (MISSING; INVALID where the image or another snapshot is made of it).
     """
     snapshot = existing_snapshot(image, name)
-    differencing = _differencing(image)
     with _mapped_errors(image):
-        if differencing is not None:
-            others = [image, *(found.path for found in list_snapshots(image))]
-            for child in others:
-                parent = differencing.parent_of(child) if child != snapshot else None
-                if parent is not None and parent.samefile(snapshot):
-                    message = f"{snapshot}: {child.name} is made of it; merge that first"
+        if _knows_differencing(image):
+            for other in (image, *(found.path for found in list_snapshots(image))):
+                if other != snapshot and _is_child(other, snapshot):
+                    message = f"{snapshot}: {other.name} is made of it; merge that first"
                     raise StorageError(StorageFault.INVALID, message)
         snapshot.unlink()
         sync_directory(snapshot.parent)
+
+
+def _is_child(image: Path, parent: Path) -> bool:
+    disk = open_image(image, read_only=True)
+    try:
+        chain = describe_chain(disk)
+    finally:
+        disk.close_blocking()
+    return len(chain) > 1 and chain[1].path.samefile(parent)
 
 
 def existing_snapshot(image: Path, name: str) -> Path:

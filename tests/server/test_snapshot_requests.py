@@ -154,3 +154,23 @@ async def test_a_snapshot_that_fails_leaves_a_disk_that_works(
             await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
         await write(peer, 2)
         assert await read(peer, 1) == 2
+
+
+@pytest.mark.parametrize("suffix", [".vhd", ".vhdx"])
+async def test_images_that_know_differencing(tmp_path: Path, suffix: str) -> None:
+    """Snapshots under load: a session writes on, the image becomes a child of each."""
+    disks = {"data": {"path": f"data{suffix}", "size": 64 * MIB}}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        for number in range(1, 6):
+            data = number.to_bytes(512)
+            assert not (await peer.command(write_16(number, 1), data=data)).status
+            assert not (await peer.command(write_16(0, 1), data=data)).status
+            await request(live, "snapshot", disks=["data"], snapshot=f"s{number}")
+        assert [await read(peer, 0, lba) for lba in range(6)] == [5, 1, 2, 3, 4, 5]
+        with pytest.raises(ControlError, match="is made of it; merge that first"):
+            await request(live, "delete-snapshot", disks=["data"], snapshot="s2")
+        await request(live, "restore", disks=["data"], snapshot="s2", force=True)
+        assert (await peer.command(bytes(6))).asc == (0x28, 0x00)
+        assert [await read(peer, 0, lba) for lba in range(6)] == [2, 1, 2, 0, 0, 0]
+        await request(live, "delete-snapshot", disks=["data"], snapshot="s5")

@@ -1,11 +1,14 @@
-"""Snapshots of raw files: their names, what they keep, and what a failure leaves behind."""
+"""Snapshots: their names, what they keep, and what a failure leaves behind."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pyiscsi_target.storage import clone, snapshots
 from pyiscsi_target.storage.base import StorageError, StorageFault
+from pyiscsi_target.storage.create import NewImage, create_image, format_of
+from pyiscsi_target.storage.open import open_image
 from pyiscsi_target.storage.snapshots import (
     delete_snapshot,
     list_snapshots,
@@ -13,6 +16,7 @@ from pyiscsi_target.storage.snapshots import (
     snapshot_path,
     take_snapshot,
 )
+from pyiscsi_target.storage.vhdx_create import Kind
 
 MIB = 1 << 20
 
@@ -109,3 +113,96 @@ def test_no_such_image(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     with pytest.raises(StorageError):
         snapshot_path(tmp_path / "data.img", "")
+
+
+# Formats that know differencing
+
+
+@pytest.fixture(params=[".vhd", ".vhdx"])
+def growing(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A dynamic image of 64 MiB."""
+    path = tmp_path / f"data{request.param}"
+    create_image(path, NewImage(format_of(path), Kind.DYNAMIC, 64 * MIB))
+    return path
+
+
+async def change(image: Path, data: bytes, offset_bytes: int = 0) -> None:
+    disk = open_image(image, read_only=False)
+    await disk.write(offset_bytes, [data.ljust(512, b"\0")])
+    await disk.close()
+
+
+async def content(image: Path, offset_bytes: int = 0) -> bytes:
+    disk = open_image(image, read_only=True)
+    into = bytearray(512)
+    await disk.read(offset_bytes, memoryview(into))
+    await disk.close()
+    return bytes(into).rstrip(b"\0")
+
+
+async def test_a_chain_of_snapshots(growing: Path) -> None:
+    """Each is the parent of what came after it; going back starts another branch."""
+    await change(growing, b"first")
+    await change(growing, b"elsewhere", 40 * MIB)
+    take_snapshot(growing, "one")
+    await change(growing, b"second")
+    take_snapshot(growing, "two")
+    await change(growing, b"third", 8 * MIB)
+    assert [await content(growing, at) for at in (0, 8 * MIB, 40 * MIB)] == [
+        b"second",
+        b"third",
+        b"elsewhere",
+    ]
+    restore_snapshot(growing, "one")
+    assert [await content(growing, at) for at in (0, 8 * MIB)] == [b"first", b""]
+    await change(growing, b"branch")
+    restore_snapshot(growing, "two")
+    assert [await content(growing, at) for at in (0, 8 * MIB)] == [b"second", b""]
+    assert sorted(names(growing)) == ["one", "two"]
+    assert len(list(growing.parent.iterdir())) == 3
+
+
+async def test_what_something_is_made_of_stays(growing: Path) -> None:
+    await change(growing, b"first")
+    for name in ("one", "two"):
+        take_snapshot(growing, name)
+    with pytest.raises(StorageError, match=r"data@two.* is made of it"):
+        delete_snapshot(growing, "one")
+    with pytest.raises(StorageError, match=f"{growing.name} is made of it"):
+        delete_snapshot(growing, "two")
+    restore_snapshot(growing, "one")
+    delete_snapshot(growing, "two")
+    assert names(growing) == ["one"]
+    assert await content(growing) == b"first"
+
+
+async def test_a_child_that_cannot_be_made(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image is what and where it was."""
+    await change(growing, b"first")
+
+    def fail(child: Path, parent: Path) -> None:
+        raise StorageError(StorageFault.OUT_OF_SPACE, "full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "create_child", fail)
+        with pytest.raises(StorageError, match="full"):
+            take_snapshot(growing, "one")
+    assert list(growing.parent.iterdir()) == [growing]
+    await change(growing, b"second")
+    take_snapshot(growing, "one")
+    await change(growing, b"third")
+    restore_snapshot(growing, "one")
+    assert await content(growing) == b"second"
+
+
+async def test_a_crash_before_the_child_was_there(growing: Path) -> None:
+    """The image has two names then, and the second is no snapshot: it would change."""
+    await change(growing, b"first")
+    os.link(growing, snapshot_path(growing, "one"))
+    growing.with_name(f"{growing.name}.tmp").touch()
+    assert names(growing) == []
+    take_snapshot(growing, "one")
+    await change(growing, b"second")
+    restore_snapshot(growing, "one")
+    assert await content(growing) == b"first"
+    assert len(list(growing.parent.iterdir())) == 2
