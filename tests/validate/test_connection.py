@@ -1,0 +1,110 @@
+"""Checks of discovery and login, each against a target that fails it."""
+
+import itertools
+
+import pytest
+
+from pyiscsi_target.client import Session
+from pyiscsi_target.server import sessions
+from pyiscsi_target.server.config_values import Endpoint
+from pyiscsi_target.server.policy import PeerPolicy
+from pyiscsi_target.server.targets import Acl
+from pyiscsi_target.validate import Verdict
+from pyiscsi_target.validate.connection import CHECKS
+from tests.support.broken_target import Breaker
+from tests.support.live import Live
+from tests.support.validation import (
+    Breakage,
+    assert_all_covered,
+    assert_fails,
+    judge,
+    names,
+    run,
+)
+
+
+def refuse(suffix: str) -> object:
+    """Initiators whose name ends like this are not admitted."""
+    real = Acl.admit
+
+    def admit(acl: Acl, initiator_name: str, address: str) -> object:
+        return None if initiator_name.endswith(suffix) else real(acl, initiator_name, address)
+
+    return admit
+
+
+def one_session_for_all(breaker: Breaker) -> None:
+    breaker.patch.setattr(sessions, "session_key", lambda agreement: ("", agreement.terms.name, 1))
+
+
+def sessions_stay_for_ever(breaker: Breaker) -> None:
+    count = itertools.count()
+    keys: dict[int, tuple[str, str | None, int]] = {}
+
+    def key(agreement: object) -> tuple[str, str | None, int]:
+        return keys.setdefault(id(agreement), (str(next(count)), "", 1))
+
+    breaker.patch.setattr(sessions, "session_key", key)
+
+
+def advertise(host: str, port: int) -> object:
+    """One more address than the target has."""
+    real = PeerPolicy.send_targets
+
+    def send_targets(policy: PeerPolicy, name: str, wanted: str | None) -> object:
+        found = real(policy, name, wanted)
+        return [(target, [*places, f"{Endpoint(host, port)},1"]) for target, places in found]
+
+    return send_targets
+
+
+def one_session_for_a_name(breaker: Breaker) -> None:
+    breaker.patch.setattr(
+        sessions,
+        "session_key",
+        lambda agreement: (agreement.initiator_name, agreement.terms.name, 1),
+    )
+
+
+BROKEN: list[Breakage] = [
+    ("discovery", lambda b: b.patch.setattr(Acl, "admit", refuse("-2"))),
+    ("login", lambda b: b.patch.setattr(Acl, "admit", refuse("-3"))),
+    ("sessions-stay", one_session_for_all),
+    ("portal-group", lambda b: b.patch.setattr(Session, "declared", {})),
+    ("portals", lambda b: b.patch.setattr(PeerPolicy, "send_targets", advertise("127.0.0.1", 1))),
+    ("portals", lambda b: b.patch.setattr(PeerPolicy, "send_targets", advertise("0.0.0.0", 1))),
+    ("second-session", one_session_for_a_name),
+    ("reinstatement", sessions_stay_for_ever),
+]
+
+
+@pytest.mark.parametrize("breakage", BROKEN, ids=names(BROKEN))
+async def test_it_fails(live: Live, breaker: Breaker, breakage: Breakage) -> None:
+    await assert_fails(live, breaker, breakage)
+
+
+def test_every_check_can_fail() -> None:
+    assert_all_covered(CHECKS, BROKEN)
+
+
+async def test_a_refused_node_is_named(live: Live, breaker: Breaker) -> None:
+    breaker.patch.setattr(Acl, "admit", refuse("-3"))
+    report = await run(live, "login", "read-keys")
+    login, read_keys = report.results[1:3]
+    assert "node 3 (iqn.2026-11.org.pyiscsi-target:validate-node-3) could not" in login.seen
+    assert "0202h: authorization failure" in login.seen
+    assert "--initiator-name" in login.fix
+    assert (read_keys.verdict, read_keys.prevented) == (Verdict.SKIP, True)
+    assert read_keys.seen == login.seen
+
+
+async def test_portals_are_found(live: Live) -> None:
+    result = await judge(live, "portals")
+    assert result.verdict is Verdict.PASS
+    assert all(f":{live.address(portal)[1]}" in result.seen for portal in (0, 1))
+
+
+async def test_the_second_session_takes_another_portal(live: Live) -> None:
+    result = await judge(live, "second-session")
+    assert result.verdict is Verdict.PASS
+    assert f"127.0.0.1:{live.address(1)[1]}" in result.seen
