@@ -23,7 +23,7 @@ from .vhd_format import (
 )
 from .vhd_image import aligned_place
 
-FIRST_BATCH_BYTES = 16 << 20
+FIRST_BATCH_BYTES = 64 << 20
 LARGEST_BATCH_BYTES = 1 << 30  # of holes
 
 
@@ -91,7 +91,7 @@ class Space:
             await asyncio.shield(self._refilling)
         self._missing -= 1
         place = self._ready.pop()
-        if len(self._ready) < min(self._batch // 4, self._missing):
+        if len(self._ready) < min(self._batch // 2, self._missing):
             self._refill_soon()
         return place
 
