@@ -55,6 +55,11 @@ class BlockTable:
         self.resize(block_count)
 
     @property
+    def filler(self) -> int:
+        """What blocks hold that nothing was put in."""
+        return self._filler
+
+    @property
     def flat(self) -> "array[int] | None":
         """The one page of a small table, until `resize`."""
         return self.pages[0] if len(self.pages) == 1 else None

@@ -80,6 +80,7 @@ class Regions:
     bat: Span
     metadata: Span
     spans: tuple[Span, ...]
+    table_offset: int  # of the region table that says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def _parse_regions(file: ImageFile, header: Header, offset: int, data: bytes) ->
     for guid, name in _REGIONS.items():
         if guid not in known:
             raise damaged(file.name, "region table", offset, f"there is no {name} region")
-    return Regions(known[BAT_REGION], known[METADATA_REGION], tuple(spans))
+    return Regions(known[BAT_REGION], known[METADATA_REGION], tuple(spans), offset)
 
 
 _REGIONS = {BAT_REGION: "BAT", METADATA_REGION: "metadata"}

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pyiscsi_target.storage.base import Buffer, StorageError, StorageFault
 
 SECTOR_BYTES = 512  # what a medium writes whole
+LARGE_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class RecordingFile:
         yield from self.prefixes()
         for lost in range(len(self.changes)):
             yield self._with(self.changes[:lost] + self.changes[lost + 1 :])
+        yield from self.random_states(count, seed)
+
+    def random_states(self, count: int, seed: int = 0) -> Iterator[bytes]:
+        """`count` random choices of sectors written or not."""
         source = random.Random(seed)
         for _ in range(count):
             yield self._with(self._random_part(source))
@@ -226,11 +231,11 @@ def without(change: Change, start_bytes: int, end_bytes: int) -> Iterator[Change
 
 
 def sectors(change: Change) -> Iterator[Change]:
-    """A write cut at the medium's sectors."""
+    """A write cut at the medium's sectors, or, to be quick, a large one at larger pieces."""
     data = change.data or b""
-    start = 0
+    start, size = 0, SECTOR_BYTES if len(data) < LARGE_BYTES else LARGE_BYTES // 8
     while start < len(data):
         at = change.offset_bytes + start
-        end = start + SECTOR_BYTES - at % SECTOR_BYTES
+        end = start + size - at % size
         yield Change(at, data[start:end])
         start = end

@@ -1,0 +1,417 @@
+"""The blocks of an open VHDX file: finding them, making room, giving it back.
+
+Decides in which order things reach the medium:
+
+- Metadata changes through the log alone (`vhdx_log`): what was acknowledged survives this process.
+- A new block is space that reads as zeroes whatever happens: behind the end of the file, or freed,
+  punched and flushed before. So it does not matter whether its data or its entry is lost.
+- A freed block's space is used again only when that it is free, and empty, is on the medium.
+- A sector of a child is its own only when it is on the medium there: what the parent has is
+  copied, and flushed, before the bit is set. Then writing it is writing in place.
+
+Must not know how a file is opened, nor who reads and writes.
+"""
+
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from uuid import UUID, uuid4
+
+from .base import BackingStore, Capabilities, StorageError
+from .block_image import UNKNOWN, BlockImage, BlockTable, Piece, Source
+from .image_file import ImageFile
+from .vhdx_bat import (
+    ENTRIES_PER_SECTOR,
+    Bat,
+    SpaceMap,
+    parse_entries,
+    placed,
+    raw_entry,
+)
+from .vhdx_bitmap import SectorBitmaps, runs
+from .vhdx_format import (
+    BAT_ENTRY_BYTES,
+    BITMAP_BYTES,
+    LOG_SECTOR_BYTES,
+    MIB,
+    BlockState,
+)
+from .vhdx_header import Headers
+from .vhdx_log import LogWriter
+from .vhdx_metadata import Metadata, Regions
+
+TABLE_ENTRIES_MAX = 1 << 22  # kept in memory from the start; larger tables are loaded in pages
+_COPY_BYTES = MIB  # what is copied from a parent at once
+_COPY_ALIGNMENT_BYTES = 64 * 1024  # and at least, so that not every small write costs a flush
+_BAT_SECTORS_MAX = 256  # kept as they are in the log
+_GAPS_MAX = 1024  # cleaned at first need
+_DISCARDED_AT_ONCE = 64  # in as many sectors of the BAT at most: one entry of the log
+
+
+@dataclass(slots=True)
+class OpenedFile:
+    """What was read of a VHDX file. `places` are those of the chunks' sector bitmaps."""
+
+    file: ImageFile
+    headers: Headers
+    regions: Regions
+    metadata: Metadata
+    bat: Bat
+    table: BlockTable
+    places: "array[int]"
+    space: SpaceMap
+    punches: bool  # whether the file takes holes
+
+
+class VhdxBlocks(BlockImage):
+    """The request path of an open VHDX file; closing and resizing are `vhdx.VhdxDisk`'s."""
+
+    def __init__(self, opened: OpenedFile, parent: BackingStore | None) -> None:
+        metadata, file = opened.metadata, opened.file
+        self.metadata = metadata
+        super().__init__(
+            file,
+            metadata.disk_bytes,
+            metadata.block_bytes,
+            _capabilities(opened),
+            opened.table,
+            parent,
+        )
+        self._headers = opened.headers
+        self._bat = opened.bat
+        self._bitmaps = SectorBitmaps(file, opened.bat.geometry, opened.places)
+        self._space = opened.space
+        self._punches = opened.punches
+        self._log = LogWriter(file, opened.headers)
+        self._freed: list[tuple[int, int]] = []  # punched, and not flushed since
+        self._bat_sectors: dict[int, bytes] = {}
+        self._looked_for_gaps = False
+
+    @property
+    def data_write_guid(self) -> UUID:
+        """Identifies the content: what children of this disk know it by (section 2.2.2)."""
+        return self._headers.current.data_write_guid
+
+    # Where blocks are
+
+    def _pieces(self, block: int, start: int, end: int) -> list[Piece] | None:
+        value = self.table[block]
+        if value > 0:
+            return [Piece(end - start, Source.FILE, value + start)]
+        if value == UNKNOWN:
+            return None
+        place, state = placed(value)
+        if state == BlockState.PARTIALLY_PRESENT:
+            return self._partial_pieces(block, place, start, end)
+        absent = state == BlockState.NOT_PRESENT and self.parent is not None
+        return [Piece(end - start, Source.PARENT if absent else Source.ZEROES)]
+
+    def _partial_pieces(self, block: int, place: int, start: int, end: int) -> list[Piece] | None:
+        size = self.metadata.logical_sector_bytes
+        first, last = start // size, -(-end // size)
+        if not self._bitmaps.is_known(block, first, last):
+            return None
+        pieces, position = [], start
+        for length, is_own in runs(self._bitmaps.bits(block, first, last), last - first):
+            source = Source.FILE if is_own else Source.PARENT
+            pieces.append(Piece(length * size, source, place + position))
+            position += length * size
+        return pieces
+
+    async def _load(self, block: int) -> None:
+        if self.table[block] == UNKNOWN:
+            await self._load_entries(block)
+        if placed(self.table[block])[1] == BlockState.PARTIALLY_PRESENT:
+            await self._bitmaps.load(block, 0, self._block_sectors)
+
+    @property
+    def _block_sectors(self) -> int:
+        return self.block_bytes // self.metadata.logical_sector_bytes
+
+    async def _load_entries(self, block: int) -> None:
+        """Look at the log sector of the BAT with the block's entry."""
+        ratio, index = self._bat.geometry.chunk_ratio, self._bat.geometry.index(block)
+        first = index - index % ENTRIES_PER_SECTOR
+        data = bytearray(LOG_SECTOR_BYTES)
+        await self.file.read(self._bat.offset(first), memoryview(data))
+        for at, entry in enumerate(parse_entries(data), first):
+            chunk, within = divmod(at, ratio + 1)
+            number = at - chunk
+            known = within == ratio or number >= len(self.table)
+            if not known and self.table[number] == UNKNOWN:  # else it was changed meanwhile
+                self.table[number] = self._bat.payload(at, entry)
+
+    def _run_without_space(self, block: int) -> int:
+        return 0 if self._is_paged else self.table.filler_run(block)
+
+    @property
+    def _is_paged(self) -> bool:
+        return self.table.filler == UNKNOWN
+
+    # Changing metadata, with `changing` held
+
+    async def _begin_writing(self) -> None:
+        async with self.changing:
+            if self._writes_now:
+                return
+            if self.metadata.leave_block_allocated:  # there may never be anything to log
+                await self._headers.update(data_write_guid=uuid4())
+            else:
+                await self._log.begin(uuid4())
+            self._writes_now = True
+
+    async def _open_log(self) -> None:
+        if not self._log.is_open:
+            await self._log.begin()
+
+    async def _commit(
+        self,
+        values: Mapping[int, int],
+        places: Mapping[int, int] | None = None,
+        bitmaps: Mapping[int, bytes] | None = None,
+    ) -> None:
+        """Give blocks other values of the table, chunks a place of their bitmap, and set bits.
+
+        Raises StorageError; nothing has changed then, unless there are thousands of blocks.
+        """
+        await self._open_log()
+        await self._load_all(values)
+        index = self._bat.geometry.index
+        entries = {index(block): raw_entry(value) for block, value in values.items()}
+        for chunk, place in (places or {}).items():
+            at = self._bat.geometry.bitmap_index(chunk)
+            entries[at] = place | BlockState.FULLY_PRESENT
+        sectors = self._changed_bat(entries)
+        await self._log.append(
+            {self._bat.offset(at * ENTRIES_PER_SECTOR): data for at, data in sectors.items()}
+            | dict(bitmaps or {})
+        )
+        if len(self._bat_sectors) > _BAT_SECTORS_MAX:
+            self._bat_sectors.clear()
+        self._bat_sectors.update(sectors)
+        for block, value in values.items():
+            self.table[block] = value
+        for chunk, place in (places or {}).items():
+            self._bitmaps.places[chunk] = place
+        self._bitmaps.store(bitmaps or {})
+
+    async def _load_all(self, blocks: Mapping[int, int]) -> None:
+        """Have in memory what shares log sectors of the BAT with these blocks."""
+        if not self._is_paged:
+            return
+        for block in blocks:
+            index = self._bat.geometry.index(block)
+            first = index - index % ENTRIES_PER_SECTOR
+            group = self._bat.geometry.chunk_ratio + 1
+            for at in range(first, first + ENTRIES_PER_SECTOR):
+                number = at - at // group
+                if number < len(self.table) and self.table[number] == UNKNOWN:
+                    await self._load_entries(number)
+
+    def _changed_bat(self, entries: Mapping[int, int]) -> dict[int, bytes]:
+        """Log sectors of the BAT, by number, with other entries."""
+        found: dict[int, bytearray] = {}
+        for index, entry in entries.items():
+            number, within = divmod(index, ENTRIES_PER_SECTOR)
+            if number not in found:
+                known = self._bat_sectors.get(number)
+                found[number] = (
+                    self._bat.sector(number, self.table, self._bitmaps.places)
+                    if known is None
+                    else bytearray(known)
+                )
+            at = within * BAT_ENTRY_BYTES
+            found[number][at : at + BAT_ENTRY_BYTES] = entry.to_bytes(BAT_ENTRY_BYTES, "little")
+        return {number: bytes(sector) for number, sector in found.items()}
+
+    async def _take_space(self, length_bytes: int) -> int:
+        """Space that reads as zeroes, and will after any loss of power."""
+        if not self._looked_for_gaps:
+            self._looked_for_gaps = True
+            await self._clean_gaps()
+        place = self._space.take_clean(length_bytes)
+        if place is None:
+            end = max(self.file.size_bytes, self._space.end_bytes)
+            place = -(-end // MIB) * MIB
+            await self.file.set_size(place + length_bytes)
+            self._space.claim(place, length_bytes)
+        return place
+
+    async def _clean_gaps(self) -> None:
+        """Space that nothing names may hold anything; punch it, so that it can be used one day."""
+        if not self._punches:
+            return
+        for start, length in list(islice(self._space.gaps(self.file.size_bytes), _GAPS_MAX)):
+            try:
+                await self.file.punch(start, length)
+            except StorageError:
+                return
+            self._freed.append((start, length // MIB * MIB))
+
+    # Making room for writes
+
+    async def _prepare(self, block: int, start: int, end: int) -> int:
+        async with self.changing:
+            if self.table[block] == UNKNOWN:
+                await self._load(block)
+            value = self.table[block]
+            if value > 0:  # by another write, meanwhile
+                return value
+            place, state = placed(value)
+            if state == BlockState.PARTIALLY_PRESENT:
+                return await self._own_more(block, place, start, end)
+            if state == BlockState.NOT_PRESENT and not await self._parent_is_empty(block):
+                return await self._own_first(block, start, end)
+            if place:  # its own, with what it held before
+                await self.file.punch(place, self.block_bytes)
+                await self.file.flush()
+                await self._commit({block: place})
+                return place
+            place = await self._take_space(self.block_bytes)
+            try:
+                await self._commit({block: place})
+            except BaseException:
+                self._space.free(place, self.block_bytes, clean=True)
+                raise
+            return place
+
+    async def _parent_is_empty(self, block: int) -> bool:
+        """Whether all of the block reads as zeroes without being in the file."""
+        offset = block << self._shift
+        length = min(self.block_bytes, self.size_bytes - offset)
+        return self.parent is None or await self._parent_is_zero(offset, length)
+
+    def _copied_range(self, block: int, start: int, end: int) -> tuple[int, int]:
+        """The range of a block, as bits of its sectors, that is copied for a write of a part."""
+        size, unit = self.metadata.logical_sector_bytes, _COPY_ALIGNMENT_BYTES
+        disk_end = self.size_bytes - (block << self._shift)
+        stop = min(-(-end // unit) * unit, self.block_bytes, disk_end)
+        return start // unit * unit // size, stop // size
+
+    async def _own_first(self, block: int, start: int, end: int) -> int:
+        """A block of which nothing is the child's own becomes partly so."""
+        chunk = block // self._bat.geometry.chunk_ratio
+        place = await self._take_space(self.block_bytes)
+        bitmap = self._bitmaps.places[chunk]
+        places: dict[int, int] = {}
+        try:
+            if not bitmap:
+                places[chunk] = await self._take_space(BITMAP_BYTES)
+                self._bitmaps.places[chunk] = places[chunk]
+            await self._bitmaps.load(block, 0, self._block_sectors)
+            await self._copy_and_set(block, place, start, end, 0, places)
+        except BaseException:
+            self._space.free(place, self.block_bytes, clean=False)
+            if places:
+                self._bitmaps.places[chunk] = 0
+                self._space.free(places[chunk], BITMAP_BYTES, clean=True)
+            raise
+        return place
+
+    async def _own_more(self, block: int, place: int, start: int, end: int) -> int:
+        """More of a block becomes the child's own."""
+        await self._bitmaps.load(block, 0, self._block_sectors)
+        old = self._bitmaps.bits(block, 0, self._block_sectors)
+        size = self.metadata.logical_sector_bytes
+        first, last = start // size, -(-end // size)
+        if all(is_own for _, is_own in runs(old >> first, last - first)):
+            return place
+        await self._copy_and_set(block, place, start, end, old, {})
+        return place
+
+    async def _copy_and_set(
+        self, block: int, place: int, start: int, end: int, old: int, places: Mapping[int, int]
+    ) -> None:
+        """Copy what is missing in the range from the parent, then set the bits beside `old`."""
+        size, count = self.metadata.logical_sector_bytes, self._block_sectors
+        first, last = self._copied_range(block, start, end)
+        sector = first
+        for length, is_own in runs(old >> first, last - first):
+            if not is_own:
+                await self._copy_from_parent(block, place, sector * size, (sector + length) * size)
+            sector += length
+        await self.flush()
+        new = old | (1 << (last - first)) - 1 << first
+        disk_sectors = min(count, (self.size_bytes - (block << self._shift)) // size)
+        full = (1 << disk_sectors) - 1
+        if new & full == full:
+            await self._commit({block: place}, places)
+            return
+        value = ~(place | BlockState.PARTIALLY_PRESENT)
+        stored = self._bitmaps.bits(block, 0, count)
+        changed = (stored ^ new) & (1 << count) - 1
+        sectors: dict[int, bytes] = {}
+        if changed:
+            low, high = (changed & -changed).bit_length() - 1, changed.bit_length()
+            part = new >> low & (1 << (high - low)) - 1
+            sectors = self._bitmaps.changed(block, low, high, part)
+        await self._commit({block: value}, places, sectors)
+
+    async def _copy_from_parent(self, block: int, place: int, start: int, end: int) -> None:
+        buffer = memoryview(bytearray(min(end - start, _COPY_BYTES)))
+        for at in range(start, end, len(buffer)):
+            part = buffer[: min(len(buffer), end - at)]
+            await self._read_parent((block << self._shift) + at, part)
+            await self.file.write(place + at, (part,))
+
+    def _metadata_is_durable(self) -> bool:
+        return self._log.is_durable
+
+    # Zeroing
+
+    async def _zero(self, offset_bytes: int, length_bytes: int, *, keep: bool) -> None:
+        """As the base's; a fixed disk keeps its blocks (LeaveBlockAllocated, section 2.6.2.1)."""
+        keep = keep or self.metadata.leave_block_allocated
+        await super()._zero(offset_bytes, length_bytes, keep=keep)
+
+    async def _discard(self, blocks: Sequence[int]) -> None:
+        state = BlockState.UNMAPPED if self.parent is None else BlockState.ZERO
+        freed: list[int] = []
+        async with self.changing:
+            left = iter(blocks)
+            while part := tuple(islice(left, _DISCARDED_AT_ONCE)):
+                for block in part:
+                    if self.table[block] == UNKNOWN:
+                        await self._load(block)
+                taken = [place for block in part if (place := placed(self.table[block])[0])]
+                await self._commit(dict.fromkeys(part, ~int(state)))
+                freed += taken
+        await self._unused(blocks)
+        for place in freed:
+            await self.file.punch(place, self.block_bytes)
+            self._freed.append((place, self.block_bytes))
+
+    # Flushing and closing
+
+    async def flush(self) -> None:
+        """See `BackingStore.flush`."""
+        if self.capabilities.read_only:
+            return
+        mark = self._log.mark()
+        freed, self._freed = self._freed, []
+        try:
+            await self.file.flush()
+        except BaseException:
+            self._freed += freed
+            raise
+        self._log.flushed(mark)
+        for start, length in freed:
+            self._space.free(start, length, clean=True)
+        try:
+            await self._log.apply()
+        except StorageError:
+            return  # the log has it; who needs the log's room will hear of it
+        if self._log.is_applied:
+            self._bitmaps.forget()
+
+
+def _capabilities(opened: OpenedFile) -> Capabilities:
+    metadata = opened.metadata
+    granularity = 4096 if opened.punches else metadata.block_bytes
+    return Capabilities(
+        read_only=opened.file.read_only,
+        deallocate_granularity_bytes=0 if metadata.leave_block_allocated else granularity,
+        physical_block_bytes=max(metadata.physical_sector_bytes, metadata.logical_sector_bytes),
+        logical_block_bytes=metadata.logical_sector_bytes,
+    )
