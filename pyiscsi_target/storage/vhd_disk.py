@@ -78,6 +78,7 @@ class VhdDisk(VhdBlocks):
         self.layout.metadata += ((at, at + entries * 4),)
         self._entries.extend(longer[len(self._entries) :])
         self.table.resize(entries)
+        self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
 
     # Compacting
 

@@ -58,6 +58,7 @@ async def test_a_disk_grows_with_zeroes(empty: bytes, more: int) -> None:
     end = disk.size_bytes - 512
     assert await read_all(disk) == DATA + bytes(more)
     await write_bytes(disk, end, b"z" * 512)
+    assert await read_all(disk, end, 512) == b"z" * 512
     await disk.close()
     again = open_raw(file_of(disk).killed())
     assert again.footer.size_bytes == again.size_bytes == SIZE + more
