@@ -63,6 +63,11 @@ def _url(ctx: click.Context, param: click.Parameter, value: str) -> TargetUrl:
     help="CHAP name and secret, in a TOML file that only its owner can read.",
 )
 @click.option(
+    "--idle",
+    is_flag=True,
+    help="No host uses the disk, though it holds data: reserving it does no harm.",
+)
+@click.option(
     "--allow-writes",
     is_flag=True,
     help="Write to two scratch blocks, whose content is put back afterwards.",
@@ -99,6 +104,7 @@ def validate_command(
     nodes: int | None,
     names: tuple[str, ...],
     chap_file: Path | None,
+    idle: bool,
     allow_writes: bool,
     challenge_wait_s: float,
     timeout_s: float,
@@ -109,8 +115,8 @@ def validate_command(
 
     URL is iscsi://HOST[:PORT]/TARGET[/LUN]. Several simulated nodes log in, look at the disk,
     register, reserve and fight for it. No data is changed without --allow-writes. A disk with
-    registrations of others is left alone; what the nodes registered is taken away at the end, also
-    at Ctrl-C.
+    registrations of others is left alone, and one that holds data is reserved only with --idle;
+    what the nodes registered is taken away at the end, also at Ctrl-C.
 
     Exit status 0 where the target is ready for a cluster, 1 where it is not or that could not be
     proven, 2 where it cannot be reached or the command is wrong, 130 after Ctrl-C.
@@ -119,6 +125,7 @@ def validate_command(
         url=_with_lun(url, lun),
         initiator_names=_names(nodes, names),
         credentials=_credentials(chap_file),
+        idle=idle,
         allow_writes=allow_writes,
         challenge_wait_s=challenge_wait_s,
         timeout_s=timeout_s,

@@ -1,8 +1,11 @@
 """Checks of discovery and login: whether the nodes find the target and get in, all at once."""
 
-from ..client import ClientError, discover
+from dataclasses import replace
+
+from ..client import ClientError, DiscoveredTarget, LoginRefused, Portal, discover
 from .gates import all_nodes, first_node
 from .model import Area, Check, Finding, Importance
+from .nodes import Node
 from .rig import Rig
 from .wording import printable
 
@@ -13,14 +16,27 @@ async def discovery(rig: Rig) -> str:
     """Every node asks the portal for its targets."""
     url = rig.options.url
     for node in rig.nodes:
-        found = await discover(url.portal, node.nexus.initiator, timeout_s=rig.options.timeout_s)
+        found = await _discover(rig, node)
         names = {target.name.lower(): target for target in found}
         wanted = names.get(url.target.lower())
         if wanted is None:
             others = printable(", ".join(sorted(names))) or "no target at all"
             raise Finding(f"{node} finds {others}", url.target)
         rig.portals = [url.portal, *(p for p in wanted.portals if p != url.portal)]
+        rig.paths = rig.portals
     return f"every node finds it; its portals: {', '.join(map(str, rig.portals))}"
+
+
+async def _discover(rig: Rig, node: Node) -> list[DiscoveredTarget]:
+    """Discovery has an authentication of its own, mostly none: CHAP is tried where it must be."""
+    portal, initiator = rig.options.url.portal, node.nexus.initiator
+    timeout_s = rig.options.timeout_s
+    if initiator.credentials is not None:
+        try:
+            return await discover(portal, replace(initiator, credentials=None), timeout_s=timeout_s)
+        except LoginRefused:
+            pass
+    return await discover(portal, initiator, timeout_s=timeout_s)
 
 
 async def login(rig: Rig) -> str:
@@ -46,16 +62,21 @@ async def stay(rig: Rig) -> str:
 
 
 async def portals(rig: Rig) -> str:
-    """The advertised addresses lead to the target."""
+    """The advertised addresses lead to the target. Those that do not are no paths from now on."""
+    dead: dict[Portal, str] = {}
     for portal in rig.portals:
-        if portal.host in _WILDCARDS:
-            raise Finding(f"discovery gives the address {portal}", "an address to connect to")
         probe = rig.probe(rig.nodes[0], portal)
         try:
+            if portal.host in _WILDCARDS:
+                dead[portal] = f"{portal} is no address to connect to"
+                continue
             await probe.connect()
         except ClientError as error:
-            raise Finding(str(error), "a login at every portal that is advertised") from None
+            dead[portal] = str(error)
         await probe.log_out()
+    rig.paths = [portal for portal in rig.portals if portal not in dead]
+    if dead:
+        raise Finding("; ".join(dead.values()), "a login at every portal that is advertised")
     return f"login works at {', '.join(map(str, rig.portals))}"
 
 
@@ -72,7 +93,7 @@ async def second_session(rig: Rig) -> str:
     if first.closed:
         raise Finding("the second session ended the first", "two sessions side by side")
     await first.ping()
-    if len(rig.portals) == 1:
+    if len(rig.paths) == 1:
         return "two sessions of node 1 at the one portal"
     return f"two sessions of node 1, at {rig.first.portal} and {second.portal}"
 

@@ -17,6 +17,7 @@ from .wording import describe_keys
 _DISK_TYPE = 0x00  # peripheral qualifier 0, device type 0 (SPC-5)
 _DISKS_MAXIMUM = 32  # more are not looked at
 _REPORT_LUNS_LENGTH = 16 << 10
+_BEGINNING_BYTES = 128 << 10  # file systems have their first structures within these
 
 
 async def first_node(rig: Rig) -> None:
@@ -91,7 +92,10 @@ async def calm(rig: Rig) -> None:
 
 
 async def free_disk(rig: Rig) -> None:
-    """Nobody has a registration on the disk, neither others nor, any more, these nodes."""
+    """Nobody has a registration on the disk, neither others nor, any more, these nodes.
+
+    Nor does it look as if a host used it without.
+    """
     await all_nodes(rig)
     await disk(rig)
     if rig.in_use:
@@ -106,12 +110,28 @@ async def free_disk(rig: Rig) -> None:
             f"the disk is in use: others are registered ({describe_keys(others)}); validation never"
             " touches reservations that are not its own"
         )
+    elif not rig.may_be_registered and await _may_be_used(rig):
+        rig.in_use = (
+            "the disk holds data, and a host that uses it would be locked out for moments; if none"
+            " does, run again with --idle"
+        )
+    if rig.in_use:
         raise Skipped(rig.in_use, prevented=True)
     rig.may_be_registered = True
     await rig.unregister_all()
     await calm(rig)
     if rig.options.allow_writes and rig.scratch_before is None:
         rig.scratch_before = await rig.read_scratch(rig.first)
+
+
+async def _may_be_used(rig: Rig) -> bool:
+    """Whether there is anything at the beginning of the disk, where file systems begin."""
+    assert rig.disk is not None
+    if rig.options.idle:
+        return False
+    block_count = min(rig.disk.block_count, -(-_BEGINNING_BYTES // rig.disk.block_size))
+    request = requests.read(0, block_count, rig.disk.block_size)
+    return any((await good(rig.first.send(request), request.name)).data)
 
 
 async def _remove_leftovers(rig: Rig) -> None:

@@ -224,18 +224,18 @@ async def same_for_all_nodes(rig: Rig) -> str:
 
 async def same_on_every_path(rig: Rig) -> str:
     """Through each portal the disk is the same."""
-    if len(rig.portals) < 2:
-        raise Skipped("the target has one portal only")
+    if len(rig.paths) < 2:
+        raise Skipped("there is one path to the target only")
     before = await _face(rig.first)
     node = rig.nodes[0]
-    for portal in rig.portals[1:]:
+    for portal in rig.paths[1:]:
         probe = rig.probe(node, portal)
         await probe.connect()
         try:
             _expect_same(before, await _face(probe), f"through {portal}")
         finally:
             await probe.log_out()
-    return f"{before}, through {len(rig.portals)} portals"
+    return f"{before}, through {len(rig.paths)} portals"
 
 
 async def same_after_reconnects(rig: Rig) -> str:

@@ -40,7 +40,8 @@ _NAME_PATTERN = "iqn.2026-11.org.pyiscsi-target:validate-node-{n}"
 class Options:
     """How to validate. Times in seconds.
 
-    `initiator_names` are one for each node. `challenge_wait_s` is how long a challenger gives the
+    `initiator_names` are one for each node. `idle`: no host uses the disk, though it holds data.
+    `challenge_wait_s` is how long a challenger gives the
     defender (Windows: 7), `settle_s` how long the target gets to notice a lost connection,
     `rounds` how often a race is run.
     """
@@ -48,6 +49,7 @@ class Options:
     url: TargetUrl
     initiator_names: tuple[str, ...] = ()
     credentials: Credentials | None = None
+    idle: bool = False
     allow_writes: bool = False
     challenge_wait_s: float = 1.0
     settle_s: float = 0.2
@@ -103,7 +105,8 @@ class Rig:
         ]
         for node in self.nodes:
             self._add_nexus(node, options.url.portal)
-        self.portals: list[Portal] = [options.url.portal]
+        self.portals: list[Portal] = [options.url.portal]  # all that discovery tells
+        self.paths = self.portals  # those of them that let a node in
         self.about = TargetFacts(str(options.url.portal), options.url.target)
         self.disks: list[int] = []
         self.disk: Disk | None = None
@@ -134,17 +137,13 @@ class Rig:
         """A nexus for one check, which connects it and logs it out; it never registers."""
         return self._make_nexus(node, portal, _PROBE_PATH, f"{node} at {portal}")
 
-    def other_portal(self) -> Portal:
-        """A second portal of the target, the only one if there is no second."""
-        return self.portals[1 % len(self.portals)]
-
     async def second_path(self, node: Node) -> Nexus:
-        """Another nexus of a node, with a session; it stays for later checks.
+        """Another nexus of a node, by another portal if there is one; it stays for later checks.
 
         Raises ClientError.
         """
         if len(node.nexuses) < 2:
-            self._add_nexus(node, self.other_portal())
+            self._add_nexus(node, self.paths[1 % len(self.paths)])
         nexus = node.nexuses[1]
         if not nexus.connected:
             await nexus.connect()

@@ -63,6 +63,7 @@ def test_what_is_asked_for_by_default(validator: Validator) -> None:
     assert (options.url.target, options.url.lun) == (TARGET, None)
     assert options.initiator_names == node_names(3)
     assert options.credentials is None
+    assert not options.idle
     assert not options.allow_writes
     assert (options.challenge_wait_s, options.timeout_s) == (1.0, 10.0)
 
@@ -73,7 +74,16 @@ def test_every_option(validator: Validator, tmp_path: Path) -> None:
     chap.chmod(0o600)
     result = run(
         *(URL, "--lun", "2", "--nodes", "2", "--initiator-name", "iqn.2026-11.lab.example:n{n}"),
-        *("--chap-file", str(chap), "--allow-writes", "--challenge-wait", "7", "--timeout", "3"),
+        *(
+            "--chap-file",
+            str(chap),
+            "--idle",
+            "--allow-writes",
+            "--challenge-wait",
+            "7",
+            "--timeout",
+            "3",
+        ),
     )
     assert result.exit_code == 0
     options = validator.options
@@ -84,6 +94,7 @@ def test_every_option(validator: Validator, tmp_path: Path) -> None:
     )
     assert options.credentials is not None
     assert options.credentials.name == "node"
+    assert options.idle
     assert options.allow_writes
     assert (options.challenge_wait_s, options.timeout_s) == (7.0, 3.0)
 

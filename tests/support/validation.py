@@ -24,6 +24,7 @@ QUICK: dict[str, Any] = {
     "rounds": 3,
     "latency_samples": 20,
     "timeout_s": 20.0,
+    "idle": True,
 }
 
 # The id of a check, and what makes it fail.

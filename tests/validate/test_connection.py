@@ -1,10 +1,11 @@
 """Checks of discovery and login, each against a target that fails it."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from pyiscsi_target.client import Session
+from pyiscsi_target.client import Credentials, Session
 from pyiscsi_target.server import sessions
 from pyiscsi_target.server.config_values import Endpoint
 from pyiscsi_target.server.policy import PeerPolicy
@@ -12,7 +13,8 @@ from pyiscsi_target.server.targets import Acl
 from pyiscsi_target.validate import Verdict
 from pyiscsi_target.validate.connection import CHECKS
 from tests.support.broken_target import Breaker
-from tests.support.live import Live
+from tests.support.live import Live, config_of, serving
+from tests.support.server import TARGET
 from tests.support.validation import (
     Breakage,
     assert_all_covered,
@@ -96,6 +98,42 @@ async def test_a_refused_node_is_named(live: Live, breaker: Breaker) -> None:
     assert "--initiator-name" in login.fix
     assert (read_keys.verdict, read_keys.prevented) == (Verdict.SKIP, True)
     assert read_keys.seen == login.seen
+
+
+async def test_a_dead_portal_is_no_path(live: Live, breaker: Breaker) -> None:
+    """What is not reached is told once, and nothing else fails for it."""
+    breaker.patch.setattr(PeerPolicy, "send_targets", lambda *_: [(TARGET, ["127.0.0.1:1,2"])])
+    report = await run(live, "portals", "second-session", "same-on-paths", "preempt-paths")
+    _, portals, second, same, paths, _ = report.results
+    assert portals.verdict is Verdict.WARN
+    assert portals.seen.startswith("127.0.0.1:1: no connection")
+    assert (second.verdict, second.seen) == (
+        Verdict.PASS,
+        "two sessions of node 1 at the one portal",
+    )
+    assert (same.verdict, same.prevented) == (Verdict.SKIP, False)
+    assert paths.verdict is Verdict.PASS
+    assert report.target.portals == (f"127.0.0.1:{live.address()[1]}", "127.0.0.1:1")
+
+
+CREDENTIALS = Credentials("node", b"twelve bytes")
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["open", "with CHAP"])
+async def test_chap(tmp_path: Path, guarded: bool) -> None:
+    """Discovery has an authentication of its own, or none."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(CREDENTIALS.secret)
+    secret.chmod(0o600)
+    chap = {"chap": {"user": CREDENTIALS.name, "secret_file": secret}}
+    config = config_of(
+        tmp_path, server={"discovery": chap if guarded else {}}, targets={TARGET: chap}
+    )
+    async with serving(config, tmp_path) as live:
+        report = await run(live, "login", "portals", credentials=CREDENTIALS)
+        assert report.counts[Verdict.PASS] == 4
+        report = await run(live, "login", credentials=Credentials("node", b"another one."))
+    assert "0201h: authentication failure" in report.results[1].seen
 
 
 async def test_portals_are_found(live: Live) -> None:

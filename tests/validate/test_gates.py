@@ -181,6 +181,30 @@ async def test_a_third_nexus(live: Live) -> None:
         await rig.clean_up()
 
 
+@pytest.mark.parametrize("offset", [510, 1 << 16, (128 << 10) - 1])
+async def test_a_disk_with_data_may_be_used(live: Live, tmp_path: Path, offset: int) -> None:
+    """A host without registrations cannot be seen, its file system can."""
+    with (tmp_path / "disk.img").open("r+b") as image:
+        image.seek(offset)
+        image.write(b"\x55")
+    for idle in (False, True):
+        rig = Rig(options_for(live, idle=idle))
+        if idle:
+            await gates.free_disk(rig)
+        else:
+            with pytest.raises(Skipped, match=r"holds data.*--idle") as skip:
+                await gates.free_disk(rig)
+            assert skip.value.prevented
+        assert await rig.clean_up() == []
+
+
+async def test_a_disk_without_data_needs_no_word(live: Live) -> None:
+    rig = Rig(options_for(live, idle=False))
+    await gates.free_disk(rig)
+    assert rig.may_be_registered
+    await rig.clean_up()
+
+
 async def test_leave_to_write(live: Live, rig: Rig) -> None:
     await gates.free_disk(rig)
     assert rig.scratch_before is None

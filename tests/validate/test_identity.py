@@ -145,4 +145,4 @@ async def test_one_disk_and_one_portal(tmp_path: Path) -> None:
         report = await run(live, "names-unique", "same-on-paths")
     results = {r.check.id: (r.verdict, r.seen, r.prevented) for r in report.results}
     assert results["names-unique"] == (Verdict.SKIP, "the target shows one disk only", False)
-    assert results["same-on-paths"] == (Verdict.SKIP, "the target has one portal only", False)
+    assert results["same-on-paths"] == (Verdict.SKIP, "there is one path to the target only", False)

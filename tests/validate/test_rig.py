@@ -121,16 +121,16 @@ async def test_registrations_that_stay(rig: Rig, breaker: Breaker) -> None:
 
 
 async def test_a_second_path_is_kept(rig: Rig, live: Live) -> None:
-    rig.portals = [Portal(*live.address(0)), Portal(*live.address(1))]
+    rig.paths = [Portal(*live.address(0)), Portal(*live.address(1))]
     path = await rig.second_path(rig.nodes[0])
-    assert path.portal == rig.portals[1]
+    assert path.portal == rig.paths[1]
     assert await rig.second_path(rig.nodes[0]) is path
     path.drop()
     assert await rig.second_path(rig.nodes[0]) is path
     assert path.connected
     assert rig.node_facts()[0].nexuses == (
-        (str(rig.portals[0]), "8056414c0101"),
-        (str(rig.portals[1]), "8056414c0102"),
+        (str(rig.paths[0]), "8056414c0101"),
+        (str(rig.paths[1]), "8056414c0102"),
     )
 
 
