@@ -156,7 +156,11 @@ def _with_tuples(value: Any) -> Any:
 def _whole_file_complaints(data: dict[str, Any], base_dir: Path) -> Iterator[Complaint]:
     """What no single table shows. Looks at the raw data, so that other mistakes hide nothing."""
     disks, targets = _tables(data.get("disks")), _tables(data.get("targets"))
-    files = [(name, _file_of(disk.get("path"), base_dir)) for name, disk in disks]
+    files = [
+        (name, _file_of(disk.get("path"), base_dir))
+        for name, disk in disks
+        if disk.get("discard_on_exit") is not True  # those may share a file
+    ]
     for name, first in _repeated(files):
         yield (
             ("disks", name, "path"),

@@ -28,6 +28,7 @@ from ..iscsi.keys import LONGEST
 from ..iscsi.keys import Limits as EngineLimits
 from ..scsi.identifiers import PRODUCT_LENGTH, SERIAL_MAXIMUM_LENGTH, VENDOR_LENGTH
 from ..storage import open as storage
+from ..storage.create import ImageFormat, format_of
 from . import names
 from .config_values import (
     Endpoint,
@@ -228,7 +229,9 @@ class DiskConfig(_Section):
     physical_block_size: int | None = Field(default=None, ge=512, le=1024 * 1024)
     size_bytes: Size | None = Field(default=None, alias="size", validate_default=True)
     kind: Literal["fixed", "dynamic"] = Field(default="dynamic", validate_default=False)
+    differencing_of: ConfigPath | None = Field(default=None, examples=["golden.vhdx"])
     read_only: bool = False
+    discard_on_exit: bool = False
     removable: bool = False
     write_cache: bool = True
     thin: bool = True
@@ -245,7 +248,7 @@ class DiskConfig(_Section):
 
     @property
     def is_volatile(self) -> bool:
-        return storage.is_volatile(self.path)
+        return self.discard_on_exit or storage.is_volatile(self.path)
 
     @field_validator("kind")
     @classmethod
@@ -257,6 +260,27 @@ class DiskConfig(_Section):
                 "is for a file that is to be created; give its size too, or leave it out"
             )
         return kind
+
+    @field_validator("differencing_of")
+    @classmethod
+    def _of_the_same_format(cls, parent: Path | None, info: ValidationInfo) -> Path | None:
+        if parent is None:
+            return None
+        if info.data.get("size_bytes") is not None:
+            raise ValueError("makes the disk as large as its parent; leave size and kind out")
+        formats = format_of(parent), format_of(Path(info.data.get("path", "")))
+        if formats[0] is not formats[1] or ImageFormat.RAW in formats:
+            raise ValueError("and path must both be .vhdx files, or both .vhd files")
+        return parent
+
+    @field_validator("discard_on_exit")
+    @classmethod
+    def _something_to_discard(cls, discards: bool, info: ValidationInfo) -> bool:
+        if discards and info.data.get("read_only"):
+            raise ValueError("has nothing to discard, for the disk is read_only; keep one of them")
+        if discards and storage.is_volatile(info.data.get("path", "")):
+            raise ValueError("is for files, and memory is gone anyway; leave it out")
+        return discards
 
     @field_validator("physical_block_size")
     @classmethod

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..scsi.logical_unit import DiskSettings, LogicalUnit
-from ..storage.base import BackingStore, StorageError
-from ..storage.open import image_path, open_store
+from ..storage.base import BackingStore, StorageError, StorageFault
+from ..storage.create_child import create_child, is_child
+from ..storage.open import image_path, make_directory, open_store
 from ..storage.vhdx_create import Kind
 from .config_model import DiskConfig
 from .identities import identities_of
@@ -49,6 +50,7 @@ class ServedDisks:
             )
 
     def _open_store(self, disk: DiskConfig, size_bytes: int | None) -> BackingStore:
+        self._make_child(disk)
         return open_store(
             disk.path,
             size_bytes=size_bytes,
@@ -56,16 +58,31 @@ class ServedDisks:
             base=self._base_dir,
             block_size=disk.block_size,
             kind=Kind(disk.kind),
+            discards=disk.discard_on_exit,
         )
+
+    def _make_child(self, disk: DiskConfig) -> None:
+        """The image of a disk that is `differencing_of` another, where it is missing."""
+        image, parent = image_path(disk.path, self._base_dir), disk.differencing_of
+        if parent is None or image is None:
+            return
+        if not image.exists():
+            make_directory(image.parent, self._base_dir)
+            create_child(image, parent)
+        elif not is_child(image, parent):
+            message = f"{image}: is no child of {parent}, as its configuration has it"
+            raise StorageError(StorageFault.INVALID, message)
 
     def sizes_bytes(self) -> dict[str, int]:
         """The size of each disk."""
         return {name: store.size_bytes for name, store in self._stores.items()}
 
     def image(self, name: str) -> Path | None:
-        """The file that a disk is in; None where it is in none (`ram:`, a block device)."""
-        path = image_path(self._configs[name].path, self._base_dir)
-        return path if path is not None and path.is_file() else None
+        """The file that is the disk's own; None where there is none (`ram:`, a block device)."""
+        disk = self._configs[name]
+        path = image_path(disk.path, self._base_dir)
+        owned = path is not None and path.is_file() and not disk.discard_on_exit
+        return path if owned else None
 
     async def exchange(self, name: str, change: Callable[[], object]) -> None:
         """Close the disk's image, let `change` work on its files in a thread, and open it again.

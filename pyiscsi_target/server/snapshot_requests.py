@@ -125,7 +125,7 @@ class SnapshotRequests:
                 raise ControlError(f"no disk {name!r} is served; there are: {known}")
             image = self._disks.image(name)
             if image is None:
-                raise ControlError(f"disk {name!r} is not in a file, so it has no snapshots")
+                raise ControlError(f"disk {name!r} has no file of its own, so no snapshots")
             images[name] = image
         return images
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .create import NewImage, create_image, format_of
+from .describe import describe_chain
 from .open import open_image
 from .vhdx_create import Kind
 
@@ -29,3 +30,13 @@ def create_child(
         create_image(path, image, disk, overwrite=overwrite)
     finally:
         disk.close_blocking()
+
+
+def is_child(image: Path, parent: Path) -> bool:
+    """Whether the image was made of `parent`, and still fits. Blocking. Raises StorageError."""
+    disk = open_image(image, read_only=True)
+    try:
+        chain = describe_chain(disk)
+    finally:
+        disk.close_blocking()
+    return len(chain) > 1 and chain[1].path.samefile(parent)

@@ -29,6 +29,7 @@ from .file_io import FileIo
 from .filters import DelayStore, ErrorStore, one_in
 from .holes import can_punch
 from .lock import lock_image
+from .overlay import OverlayStore
 from .raw import RawStore
 from .vhd import open_vhd
 from .vhdx import open_vhdx
@@ -50,6 +51,7 @@ class DiskRequest:
     base: Path
     block_size: int
     kind: Kind = Kind.DYNAMIC
+    discards: bool = False
 
 
 def open_store(
@@ -60,27 +62,31 @@ def open_store(
     base: Path,
     block_size: int,
     kind: Kind = Kind.DYNAMIC,
+    discards: bool = False,
 ) -> BackingStore:
     """Open the disk `path`, locked, and created with `size_bytes` when it is a missing file.
 
-    A new file is an image of the format that its name says, and of this `kind`.
+    A new file is an image of the format that its name says, and of this `kind`. `discards`: what is
+    written is thrown away at the end, and the image, shared with others that do so, never changes.
     Synchronous, for startup. Relative paths start at `base`; of the directories above a new file
     only those below `base` are created. Where `size_bytes` is given it must be the size there is.
     Raises StorageError (MISSING, BUSY, INVALID, READ_ONLY, OUT_OF_SPACE, MEDIUM) naming the file.
     """
     try:
-        return _open(path, DiskRequest(size_bytes, read_only, base, block_size, kind))
+        return _open(path, DiskRequest(size_bytes, read_only, base, block_size, kind, discards))
     except OSError as error:
         raise open_error(error, str(error.filename or path)) from error
 
 
-def open_image(path: Path, *, read_only: bool) -> BackingStore:
+def open_image(path: Path, *, read_only: bool, parent: BackingStore | None = None) -> BackingStore:
     """Open the image file `path` as it is, locked, with its parents. Blocking.
 
+    An open `parent` is taken in place of what a differencing image says, and then belongs to it.
     Raises StorageError as `open_store` does, and creates nothing.
     """
+    request = DiskRequest(None, read_only, path.parent, 512)
     try:
-        return _open_existing(Chain(path), DiskRequest(None, read_only, path.parent, 512))
+        return _open_existing(Chain(path), request, parent)
     except OSError as error:
         raise open_error(error, str(error.filename or path)) from error
 
@@ -174,16 +180,28 @@ def _unlinked_file() -> int:
 def _open_image(image: Path, request: DiskRequest) -> BackingStore:
     if not image.exists():
         _create(image, request)
-    store = _open_existing(Chain(image), request)
+    opening = replace(request, read_only=True) if request.discards else request
+    store = _open_existing(Chain(image), opening)
     try:
         _check_size(str(image), store, request)
-    except StorageError:
+        return _with_overlay(image, store) if request.discards else store
+    except (OSError, StorageError):
         store.close_blocking()
         raise
-    return store
 
 
-def _open_existing(chain: Chain, request: DiskRequest) -> BackingStore:
+def _with_overlay(image: Path, store: BackingStore) -> BackingStore:
+    """Changes go into a file without a name, where the image has its space."""
+    with (
+        tempfile.TemporaryFile(prefix=f"{image.name}-", dir=image.parent) as file,
+        _closed_on_error(os.dup(file.fileno())) as fd,
+    ):
+        return OverlayStore(store, FileIo(fd, f"changes to {image}"))
+
+
+def _open_existing(
+    chain: Chain, request: DiskRequest, parent: BackingStore | None = None
+) -> BackingStore:
     """The store for the image at the end of the chain, locked."""
     name = str(chain.path)
     with _closed_on_error(os.open(name, _open_flags(chain.path, request))) as fd:
@@ -198,7 +216,7 @@ def _open_existing(chain: Chain, request: DiskRequest) -> BackingStore:
         io = FileIo(fd, name, read_only=request.read_only)
         return opener(
             io,
-            find_parent=lambda paths: _open_parent(chain.to_parent(paths), request),
+            find_parent=lambda paths: parent or _open_parent(chain.to_parent(paths), request),
             punches=can_punch(fd, size_bytes),
         )
 
@@ -252,15 +270,18 @@ def _create(image: Path, request: DiskRequest) -> None:
     if image.is_symlink():
         raise StorageError(StorageFault.MISSING, f"{name}: a symbolic link to nothing")
     _require_whole_blocks(name, request.size_bytes, request)
-    _make_directory(image.parent, request.base)
+    make_directory(image.parent, request.base)
     image_format = format_of(image)
     # A VHDX says which sectors it has; of the others any will do, or 512 only.
     new = NewImage(image_format, request.kind, request.size_bytes, sector_bytes=request.block_size)
     create_image(image, new)
 
 
-def _make_directory(directory: Path, base: Path) -> None:
-    """Elsewhere than below the configuration file a missing directory is an unmounted disk."""
+def make_directory(directory: Path, base: Path) -> None:
+    """Make a directory for an image. Raises StorageError.
+
+    Elsewhere than below the configuration file a missing directory is an unmounted disk.
+    """
     if directory.is_dir():
         return
     if not directory.is_relative_to(base):

@@ -22,11 +22,9 @@ from pathlib import Path
 from .base import StorageError, StorageFault
 from .clone import TEMPORARY_SUFFIX, clone_file
 from .create import ImageFormat, format_of
-from .create_child import create_child
-from .describe import describe_chain
+from .create_child import create_child, is_child
 from .durability import sync_directory
 from .faults import open_error
-from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
@@ -135,20 +133,11 @@ def delete_snapshot(image: Path, name: str) -> None:
     with _mapped_errors(image):
         if _knows_differencing(image):
             for other in (image, *(found.path for found in list_snapshots(image))):
-                if other != snapshot and _is_child(other, snapshot):
+                if other != snapshot and is_child(other, snapshot):
                     message = f"{snapshot}: {other.name} is made of it; merge that first"
                     raise StorageError(StorageFault.INVALID, message)
         snapshot.unlink()
         sync_directory(snapshot.parent)
-
-
-def _is_child(image: Path, parent: Path) -> bool:
-    disk = open_image(image, read_only=True)
-    try:
-        chain = describe_chain(disk)
-    finally:
-        disk.close_blocking()
-    return len(chain) > 1 and chain[1].path.samefile(parent)
 
 
 def existing_snapshot(image: Path, name: str) -> Path:

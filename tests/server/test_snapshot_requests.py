@@ -119,7 +119,7 @@ async def test_a_size_comes_back_too(tmp_path: Path) -> None:
         ("snapshot", {"disks": ["dota"], "snapshot": "x"}, "no disk 'dota' is served"),
         ("snapshot", {"disks": [], "snapshot": "x"}, "no disk is named"),
         ("snapshot", {"disks": "data", "snapshot": "x"}, "no disk is named"),
-        ("snapshot", {"disks": ["memory"], "snapshot": "x"}, "'memory' is not in a file"),
+        ("snapshot", {"disks": ["memory"], "snapshot": "x"}, "'memory' has no file of its own"),
         ("snapshots", {}, "no disk is named"),
         ("restore", {"disks": ["data"], "snapshot": "x"}, "no such snapshot of data.img"),
     ],
