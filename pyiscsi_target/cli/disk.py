@@ -5,21 +5,16 @@ import click
 from .disk_convert import convert
 from .disk_create import create
 from .disk_info import info
-from .disk_snapshots import delete_command, list_command, restore_command, snapshot_command
+from .disk_maintain import check, compact, merge, repair, resize
 
 
 @click.group(short_help="Create, inspect, convert and repair disk images.")
 def disk() -> None:
     """Disk images: VHD, VHDX and raw, fixed, dynamic and differencing.
 
-    All commands but `info`, and those for snapshots with --config, want images not in use.
+    They must not be in use, but `info` and `check` may look at what others only read.
     """
 
 
-disk.add_command(convert)
-disk.add_command(create)
-disk.add_command(info)
-disk.add_command(snapshot_command)
-disk.add_command(list_command)
-disk.add_command(restore_command)
-disk.add_command(delete_command)
+for command in (check, compact, convert, create, info, merge, repair, resize):
+    disk.add_command(command)

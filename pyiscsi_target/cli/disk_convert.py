@@ -1,19 +1,9 @@
 """`pyiscsi-target disk convert`: the same disk in another format or kind."""
 
 import asyncio
-from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TransferSpeedColumn,
-)
 
 from ..storage.base import BackingStore, StorageError, StorageFault
 from ..storage.convert import copy_disk, verify_copy
@@ -31,6 +21,7 @@ from .disk_options import (
     ImagePath,
     failing_softly,
 )
+from .disk_progress import shown
 
 _WHOLE_KINDS = [name for name, kind in KINDS.items() if kind is not Kind.DIFFERENCING]
 
@@ -65,15 +56,12 @@ def convert(
     """
     image_format = FORMATS[format_name] if format_name else format_of(target)
     wanted = NewImage(image_format, KINDS[kind_name], 0, block_size, sector_size)
-    console = Console(stderr=True)
     with failing_softly():
-        asyncio.run(_convert(source, target, wanted, force, console))
+        asyncio.run(_convert(source, target, wanted, force))
     click.echo(f"{target}: {kind_name} {image_format.name.lower()}, the same as {source}")
 
 
-async def _convert(
-    source: Path, target: Path, wanted: NewImage, force: bool, console: Console
-) -> None:
+async def _convert(source: Path, target: Path, wanted: NewImage, force: bool) -> None:
     disk = open_image(source, read_only=True)
     try:
         with new_file(target, overwrite=force, suffix=wanted.format.value) as temporary:
@@ -81,7 +69,7 @@ async def _convert(
             await asyncio.to_thread(fill_new, temporary, target, image, None)
             copy = open_image(temporary, read_only=False)
             try:
-                await _copy(disk, copy, console)
+                await _copy(disk, copy)
             finally:
                 await copy.close()
     finally:
@@ -100,18 +88,7 @@ def _sized(wanted: NewImage, disk: BackingStore) -> NewImage:
     return NewImage(wanted.format, wanted.kind, size, wanted.block_bytes, sector)
 
 
-async def _copy(disk: BackingStore, copy: BackingStore, console: Console) -> None:
-    columns = (
-        TextColumn("{task.description:>9}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        for name, work in (("copying", copy_disk), ("comparing", verify_copy)):
-            task = progress.add_task(name, total=disk.size_bytes)
-            await work(disk, copy, partial(_advance, progress, task))
-
-
-def _advance(progress: Progress, task: TaskID, done_bytes: int) -> None:
-    progress.update(task, completed=done_bytes)
+async def _copy(disk: BackingStore, copy: BackingStore) -> None:
+    for name, work in (("copying", copy_disk), ("comparing", verify_copy)):
+        with shown(name) as progress:
+            await work(disk, copy, lambda done: progress(done, disk.size_bytes))

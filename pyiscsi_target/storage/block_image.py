@@ -9,7 +9,7 @@ import asyncio
 from abc import abstractmethod
 from array import array
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any, NamedTuple, TypeVar
@@ -447,6 +447,19 @@ class BlockImage(BackingStore):
         piece = Piece(length_bytes, Source.PARENT)
         extents = await self._piece_extents(offset_bytes, piece)
         return all(extent.state is Provisioning.DEALLOCATED for extent in extents)
+
+    async def own_runs(
+        self, start_bytes: int, end_bytes: int
+    ) -> AsyncIterator[tuple[int, int, Source]]:
+        """(offset, length, FILE or ZEROES) of what does not come from the parent."""
+        for block, start, end, first in self._split(start_bytes, end_bytes - start_bytes):
+            while (pieces := self._pieces(block, start, end)) is None:
+                await self._load(block)
+            offset = start_bytes + first
+            for piece in pieces:
+                if piece.source is not Source.PARENT:
+                    yield offset, piece.length_bytes, piece.source
+                offset += piece.length_bytes
 
     # The rest
 

@@ -125,6 +125,16 @@ class FixedVhd(RawStore):
         await self._stamp()
         await super().write_zeroes(offset_bytes, length_bytes)
 
+    async def begin_merge(self) -> None:
+        """Let the disk be written although children of it must go on to fit, until `stamp`."""
+        self._require_writable()
+        self._is_stamped = True
+
+    async def stamp(self) -> None:
+        """Children made before do not fit any more, on the medium. Raises StorageError."""
+        self._is_stamped = False
+        await self._stamp()
+
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`."""
         require_size(self.file.name, size_bytes, FIXED_MAX_BYTES)

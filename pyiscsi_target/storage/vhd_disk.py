@@ -7,15 +7,25 @@ from __future__ import annotations  # `array` takes no parameters before Python 
 
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from . import vhd_bitmap
 from .base import BackingStore, StorageError, StorageFault
 from .block_image import UNKNOWN, all_zero
 from .content import CHUNK_BYTES, first_data
+from .finding import Finding, Remedy
 from .vhd_blocks import VhdBlocks
-from .vhd_format import DYNAMIC_MAX_BYTES, HEADER_BYTES, SECTOR, UNUSED, header_with_table
+from .vhd_format import (
+    DYNAMIC_MAX_BYTES,
+    FOOTER_BYTES,
+    HEADER_BYTES,
+    SECTOR,
+    UNUSED,
+    header_with_table,
+)
+from .vhd_image import Layout, free_places
 from .vhd_space import require_size
 
 MOVED_AT_ONCE = 32  # blocks, which share two flushes
@@ -80,6 +90,48 @@ class VhdDisk(VhdBlocks):
         self.table.resize(entries)
         self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
 
+    # Merging
+
+    async def begin_merge(self) -> None:
+        """Let the disk be written although children of it must go on to fit, until `stamp`."""
+        self._require_writable()
+        self._writes_now = True
+
+    async def stamp(self) -> None:
+        """Children made before do not fit any more, on the medium. Raises StorageError."""
+        await self._space.stamp()
+        self.footer = self._space.footer
+
+    # Checking
+
+    async def findings(self) -> list[Finding]:
+        """What is odd about an open disk, but no reason to refuse it. Raises StorageError."""
+        found = footer_findings(self.layout)
+        unused = len(free_places(self.layout, self.file.size_bytes - FOOTER_BYTES))
+        if unused:
+            text = f"room for {unused} blocks of {self.block_bytes} bytes is not in use"
+            found.append(Finding(text, Remedy.COMPACT))
+        if self.parent is None:
+            found += [finding async for finding in self._stale_blocks()]
+        return found
+
+    async def _stale_blocks(self) -> AsyncIterator[Finding]:
+        """A dynamic disk's sectors are zeroes where their bits are clear; QEMU ignores the bits."""
+        for block, entry in enumerate(self._entries):
+            if entry == UNUSED or block << self._shift >= self.size_bytes:
+                continue
+            bitmap = await self._read_bitmap(block)
+            for first, end in vhd_bitmap.clear_runs(bitmap, 0, self._sectors(block)):
+                data = bytearray((end - first) * SECTOR)
+                await self.file.read(self._place(block) + first * SECTOR, memoryview(data))
+                if not all_zero((data,)):
+                    yield Finding(
+                        f"block {block} holds bytes in sectors that its bitmap calls unused: they"
+                        f" are read as zeroes here, but not by every tool",
+                        Remedy.NONE,
+                    )
+                    break
+
     # Compacting
 
     async def compact(self, progress: Progress) -> None:
@@ -141,3 +193,14 @@ class VhdDisk(VhdBlocks):
             await self.file.read(source + start, memoryview(data))
             if not all_zero((data,)):
                 await self.file.write(target + start, (data,))
+
+
+def footer_findings(layout: Layout) -> list[Finding]:
+    """What is wrong with the footers; the disk is known by the one that is left."""
+    found = []
+    if layout.footer_offset is None:
+        found.append(Finding("the footer at the end is damaged; its copy is not", Remedy.REPAIR))
+    if not layout.copy_intact:
+        text = "the copy of the footer at the start is damaged; the one at the end is not"
+        found.append(Finding(text, Remedy.REPAIR))
+    return found

@@ -296,10 +296,12 @@ def free_places(layout: Layout, end_bytes: int) -> list[int]:
         while len(places) < FREE_PLACES_MAX:
             place = aligned_place(position, bitmap)
             if place + block > start:
+                place = position + bitmap  # a gap that another tool's block has left
+            if place + block > start:
                 break
             places.append(place)
             position = place + block
-        position = max(position, end)
+        position = max(position, -(-end // SECTOR) * SECTOR)
     return places
 
 

@@ -7,39 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from pyiscsi_target.cli import disk_convert, main
+from pyiscsi_target.cli import disk_convert
 from pyiscsi_target.cli.disk_info import bar
 from pyiscsi_target.storage.base import BackingStore, StorageError, StorageFault
+from tests.support.disk_commands import done, names, refused, told
 from tests.support.process import run_tool
 
 MIB = 1 << 20
-
-
-def disk(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["disk", *map(str, arguments)])
-
-
-def done(*arguments: object) -> str:
-    result = disk(*arguments)
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*arguments: object, status: int = 1) -> str:
-    result = disk(*arguments)
-    assert result.exit_code == status, result.output
-    return result.stderr
-
-
-def told(path: Path) -> dict[str, object]:
-    told: dict[str, object] = json.loads(done("info", path, "--json"))
-    return told
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
 
 
 # create

@@ -1,0 +1,113 @@
+"""Children put into their parents, also when the power goes meanwhile."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from pyiscsi_target.storage.base import BackingStore, StorageError
+from pyiscsi_target.storage.merge import merge_into_parent
+from pyiscsi_target.storage.vhd import open_vhd
+from pyiscsi_target.storage.vhd_create import new_fixed
+from tests.support.recording_file import RecordingFile
+from tests.support.vhd_files import (
+    contents,
+    open_blocks,
+    open_parent,
+    read_all,
+    small_child,
+    small_dynamic,
+    write_bytes,
+)
+
+BLOCK = 16 * 512
+SIZE = 6 * BLOCK + 512
+
+
+class Watched(RecordingFile):
+    """Keeps what a crash may leave."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.states: set[bytes] = set()
+
+    def flush_blocking(self) -> None:
+        self.states.update(self.crash_states(5))
+        super().flush_blocking()
+
+
+def forget(done: int) -> None:
+    assert 0 <= done <= SIZE
+
+
+def over(parent: BackingStore) -> Callable[[object], BackingStore]:
+    return lambda paths: parent
+
+
+async def a_chain(parent: bytes) -> tuple[bytes, bytes, bytes]:
+    """(parent, child of it, what the child holds)."""
+    file = RecordingFile(parent)
+    above = open_vhd(file)
+    await write_bytes(above, 0, random.Random(1).randbytes(4 * BLOCK))
+    await above.close()
+    raw = file.killed()
+    child = RecordingFile(small_child(SIZE, BLOCK, above.footer))
+    disk = open_blocks(child, open_parent(raw))
+    await write_bytes(disk, 512, b"c" * 1024)
+    await write_bytes(disk, 3 * BLOCK - 512, b"d" * 3 * BLOCK)
+    await disk.deallocate(0, 512)
+    await disk.deallocate(BLOCK, BLOCK)
+    content = await read_all(disk)
+    await disk.close()
+    return raw, child.killed(), content
+
+
+@pytest.fixture(params=["fixed", "dynamic"])
+def empty(request: pytest.FixtureRequest) -> bytes:
+    is_fixed = request.param == "fixed"
+    return contents(new_fixed(SIZE)) if is_fixed else small_dynamic(SIZE, BLOCK)
+
+
+async def test_the_parent_holds_what_the_child_did(empty: bytes) -> None:
+    parent, child, content = await a_chain(empty)
+    file = RecordingFile(parent)
+    disk = open_blocks(RecordingFile(child), over(open_vhd(file)))
+    await merge_into_parent(disk, forget)
+    await disk.close()
+    assert await read_all(open_vhd(RecordingFile(file.killed()))) == content
+    with pytest.raises(StorageError, match="time stamp"):
+        open_blocks(RecordingFile(child), open_parent(file.killed()))
+
+
+async def test_the_power_goes_meanwhile(empty: bytes) -> None:
+    """The child shows the same disk until the parent does."""
+    parent, child, content = await a_chain(empty)
+    file = Watched(parent)
+    disk = open_blocks(RecordingFile(child), over(open_vhd(file)))
+    await merge_into_parent(disk, forget)
+    on_child = 0
+    for state in file.states | set(file.crash_states(5)):
+        try:
+            again = open_blocks(RecordingFile(child), open_parent(state))
+        except StorageError:
+            assert await read_all(open_vhd(RecordingFile(state))) == content
+        else:
+            assert await read_all(again) == content
+            on_child += 1
+    assert on_child > 5
+
+
+async def test_sizes_must_be_equal() -> None:
+    parent = small_dynamic(SIZE - 512, BLOCK)
+    above = open_blocks(RecordingFile(parent))
+    child = RecordingFile(small_child(SIZE, BLOCK, above.footer))
+    disk = open_blocks(child, over(above))
+    with pytest.raises(StorageError, match="make them equal"):
+        await merge_into_parent(disk, forget)
+    assert above.file.killed() == parent  # type: ignore[attr-defined]
+
+
+async def test_a_disk_without_a_parent() -> None:
+    disk = open_blocks(RecordingFile(small_dynamic(SIZE, BLOCK)))
+    with pytest.raises(StorageError, match="no parent"):
+        await merge_into_parent(disk, forget)
