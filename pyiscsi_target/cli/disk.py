@@ -1,4 +1,4 @@
-"""The commands of `pyiscsi-target disk`: images that nobody serves at the time."""
+"""The commands of `pyiscsi-target disk`."""
 
 import click
 
@@ -6,15 +6,32 @@ from .disk_convert import convert
 from .disk_create import create
 from .disk_info import info
 from .disk_maintain import check, compact, merge, repair, resize
+from .disk_snapshots import delete_command, list_command, restore_command, snapshot_command
+
+_COMMANDS: tuple[click.Command, ...] = (
+    create,
+    info,
+    convert,
+    resize,
+    check,
+    repair,
+    compact,
+    merge,
+    snapshot_command,
+    list_command,
+    restore_command,
+    delete_command,
+)
 
 
 @click.group(short_help="Create, inspect, convert and repair disk images.")
 def disk() -> None:
     """Disk images: VHD, VHDX and raw, fixed, dynamic and differencing.
 
-    They must not be in use, but `info` and `check` may look at what others only read.
+    They must not be in use, but for the commands for snapshots with --config; `info` and `check`
+    may look at what others only read.
     """
 
 
-for command in (check, compact, convert, create, info, merge, repair, resize):
+for command in _COMMANDS:
     disk.add_command(command)
