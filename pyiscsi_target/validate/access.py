@@ -69,7 +69,7 @@ ALLOWED = (
 )
 CONFLICTING = (
     Access(data_neutral_write),
-    Access(lambda rig: requests.synchronize_cache()),
+    Access(lambda rig: requests.synchronize_cache(), optional=True),
     Access(_unmap_nothing),
     Access(lambda rig: requests.mode_select_6_nothing(), optional=True),
 )

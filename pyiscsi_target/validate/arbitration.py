@@ -14,7 +14,7 @@ from functools import partial
 from ..client import CommandFailed, Status
 from . import pr
 from .gates import free_disk, second_paths
-from .model import Area, Check, Finding, Importance, Observation
+from .model import Area, Check, Finding, Importance, Observation, Skipped
 from .nodes import Nexus, Node
 from .pr import WE_RO
 from .reservations import expect_fenced, expect_writable
@@ -27,15 +27,16 @@ _DEFENCES = 2
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A nexus that fights, and its key."""
+    """A nexus that fights, and its key. It fights with nobody but the nodes of `rig`."""
 
+    rig: Rig
     nexus: Nexus
     key: int
 
     @classmethod
-    def of(cls, node: Node) -> "Contender":
+    def of(cls, rig: Rig, node: Node) -> "Contender":
         """A node on its usual nexus."""
-        return cls(node.nexus, node.key)
+        return cls(rig, node.nexus, node.key)
 
     async def challenge(self, wait: Callable[[], Awaitable[None]]) -> bool:
         """Try to take the disk from its owner; whether it was won. Raises Finding."""
@@ -45,7 +46,9 @@ class Contender:
         return await self.grab() if owner is None else await self.attack(owner.key)
 
     async def attack(self, owner_key: int) -> bool:
-        """PREEMPT; whether it was done. Raises Finding."""
+        """PREEMPT; whether it was done. Raises Finding, Skipped."""
+        if not self.rig.is_own(owner_key):
+            raise Skipped(f"others own the disk: {describe_key(owner_key)}", prevented=True)
         pending = self.nexus.reservations.preempt(self.key, owner_key, WE_RO)
         return await _succeeds(self.nexus, "PREEMPT", pending)
 
@@ -55,9 +58,9 @@ class Contender:
         return await _succeeds(self.nexus, "RESERVE", pending)
 
     async def defend(self) -> None:
-        """Drive away whoever else is registered. Raises Finding."""
+        """Drive away the other nodes that are registered. Raises Finding."""
         _, keys = await pr.read_keys(self.nexus)
-        for key in sorted({*keys} - {self.key}):
+        for key in sorted({*filter(self.rig.is_own, keys)} - {self.key}):
             await pr.preempt(self.nexus, self.key, key)
 
 
@@ -75,7 +78,7 @@ async def _succeeds(nexus: Nexus, what: str, pending: Awaitable[None]) -> bool:
 
 async def dead_defender(rig: Rig) -> Observation:
     """The owner's power is pulled; the challenger waits, preempts, and owns the disk."""
-    owner, challenger = (Contender.of(node) for node in rig.nodes[:2])
+    owner, challenger = (Contender.of(rig, node) for node in rig.nodes[:2])
     await pr.hold(owner.nexus, owner.key)
     begun_s = time.monotonic()
     await rig.lose(owner.nexus)
@@ -97,7 +100,7 @@ async def dead_defender(rig: Rig) -> Observation:
 
 async def living_defender(rig: Rig) -> str:
     """All the other nodes challenge an owner that is alive: it drives them away in time."""
-    owner, *challengers = (Contender.of(node) for node in rig.nodes)
+    owner, *challengers = (Contender.of(rig, node) for node in rig.nodes)
     await pr.hold(owner.nexus, owner.key)
     for challenger in challengers:
         if await challenger.challenge(partial(_wait_while_defended, rig, owner)):
@@ -118,7 +121,7 @@ async def _wait_while_defended(rig: Rig, owner: Contender) -> None:
 
 async def one_after_the_other(rig: Rig) -> str:
     """Every node becomes the owner in its turn, when the one before it dies."""
-    nodes = [Contender.of(node) for node in rig.nodes]
+    nodes = [Contender.of(rig, node) for node in rig.nodes]
     wait = partial(asyncio.sleep, rig.options.challenge_wait_s)
     await pr.hold(nodes[0].nexus, nodes[0].key)
     for owner, heir in zip(nodes, [*nodes[1:], nodes[0]], strict=True):
@@ -136,7 +139,7 @@ async def one_after_the_other(rig: Rig) -> str:
 
 async def all_at_once(rig: Rig) -> str:
     """All nodes want a disk that nobody owns: one gets it."""
-    contenders = [Contender.of(node) for node in rig.nodes]
+    contenders = [Contender.of(rig, node) for node in rig.nodes]
     for contender in contenders:
         await pr.register(contender.nexus, contender.key)
     winners = []
@@ -151,8 +154,8 @@ async def all_at_once(rig: Rig) -> str:
 
 async def simultaneous_failover(rig: Rig) -> str:
     """The owner dies and all nodes preempt its key at once: one gets the disk."""
-    contenders = [Contender.of(node) for node in rig.nodes]
-    owner = Contender(rig.nodes[0].nexuses[1], rig.new_key())
+    contenders = [Contender.of(rig, node) for node in rig.nodes]
+    owner = Contender(rig, rig.nodes[0].nexuses[1], rig.new_key())
     winners = []
     for turn in range(rig.options.rounds):
         contenders = _next_order(contenders, turn)

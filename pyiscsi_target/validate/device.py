@@ -18,7 +18,8 @@ _LUN_MAXIMUM = 255  # what Windows uses
 _VERSION_MINIMUM = 4  # SPC-2
 _ISCSI_VERSION_DESCRIPTOR = 0x0960
 _CACHING, _EXCEPTIONS, _ALL_PAGES = 0x08, 0x1C, 0x3F
-_DPOFUA, _WRITE_PROTECT = 0x10, 0x80
+_WCE = 0x04  # byte 2 of the caching page
+_DPOFUA, _WRITE_PROTECT = 0x10, 0x80  # device specific parameter
 BLOCK_LIMITS, CHARACTERISTICS, PROVISIONING = 0xB0, 0xB1, 0xB2
 BLOCK_LIMITS_LENGTHS = (0x24, 0x3C)  # SBC-2 had less, Windows wants the UNMAP fields
 _CHARACTERISTICS_LENGTH = 0x3C
@@ -140,8 +141,12 @@ async def capacity(rig: Rig) -> str:
 
 async def caching_page(rig: Rig) -> str:
     """Windows asks for page 08h with 192 bytes and believes WCE."""
-    body = await _mode_page(rig.first, _CACHING)
-    return f"WCE={body[2] >> 2 & 1}"
+    return f"WCE={await has_write_cache(rig.first):d}"
+
+
+async def has_write_cache(nexus: Nexus) -> bool:
+    """WCE of the caching page. Raises Finding."""
+    return bool((await _mode_page(nexus, _CACHING))[2] & _WCE)
 
 
 async def _mode_page(nexus: Nexus, page: int) -> bytes:

@@ -90,6 +90,42 @@ def test_every_check_can_fail() -> None:
     assert_all_covered(CHECKS, BROKEN)
 
 
+STRANGER: NexusKey = ("iqn.2026-11.lab.example:other,i,0x400001370000", 1)
+
+
+def with_stranger(state: State) -> State:
+    return replace(state, registrations={**state.registrations, STRANGER: 0xF00D})
+
+
+async def test_no_stranger_is_driven_away(live: Live, breaker: Breaker) -> None:
+    """Somebody registers while the owner looks for challengers."""
+    breaker.reservations(
+        lambda state, requester, request, right: replace(right, state=with_stranger(right.state)),
+        RESERVE,
+    )
+    result = await judge(live, "living-defender")
+    assert (result.verdict, result.prevented) == (Verdict.SKIP, True)
+    assert STRANGER in live.app._units["disk"].reservations.registrations
+
+
+async def test_no_stranger_is_preempted(live: Live, breaker: Breaker) -> None:
+    """Somebody has taken the disk while a challenger waits."""
+
+    def taken(state: State, requester: NexusKey, request: Request, right: Change) -> Change:
+        if not state.registrations or not request.action_key:
+            return right
+        owned = Reservation(WE_RO, STRANGER)
+        return replace(right, state=replace(with_stranger(right.state), reservation=owned))
+
+    breaker.reservations(taken, ServiceAction.REGISTER_AND_IGNORE_EXISTING_KEY)
+    result = await judge(live, "dead-defender")
+    assert (result.verdict, result.prevented) == (Verdict.SKIP, True)
+    assert result.seen == "others own the disk: 000000000000F00Dh"
+    state = live.app._units["disk"].reservations
+    assert state.reservation == Reservation(WE_RO, STRANGER)
+    assert state.registrations == {STRANGER: 0xF00D}
+
+
 async def test_two_winners_are_named(live: Live, breaker: Breaker) -> None:
     breaker.reservations(takes, RESERVE)
     result = await judge(live, "all-at-once")

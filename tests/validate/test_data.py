@@ -17,7 +17,7 @@ from pyiscsi_target.scsi.task import Result, Task
 from pyiscsi_target.validate import Conclusion, Verdict, data
 from pyiscsi_target.validate.data import CHECKS
 from pyiscsi_target.validate.gates import writes
-from tests.support.broken_target import CONFLICT, Breaker, illegal_request
+from tests.support.broken_target import CONFLICT, Breaker, illegal_request, with_bytes
 from tests.support.live import Live
 from tests.support.validation import (
     Breakage,
@@ -127,6 +127,13 @@ async def test_it_fails(live: Live, breaker: Breaker, breakage: Breakage) -> Non
 
 def test_every_check_can_fail() -> None:
     assert_all_covered(CHECKS, BROKEN)
+
+
+async def test_without_a_cache_there_is_nothing_to_flush(live: Live, breaker: Breaker) -> None:
+    breaker.answer(SYNCHRONIZE_CACHE, illegal_request)
+    breaker.answer(0x1A, lambda _, result: with_bytes(result, _14=0))
+    result = await judge(live, "flush")
+    assert (result.verdict, result.prevented) == (Verdict.SKIP, False)
 
 
 # Where writing is not allowed, or what it leaves

@@ -131,6 +131,7 @@ BROKEN: list[Breakage] = [
     ),
     ("outsiders-write", conflicts(lambda *_: False)),
     ("outsiders-write", lambda b: b.answer(0x35, lambda *_: Result())),
+    ("outsiders-write", lambda b: b.answer(0x2A, illegal_request)),
     ("registrants-write", lambda b: b.full_access(State.is_holder)),
     ("paths-apart", lambda b: b.full_access(same_node_is_registered)),
     ("release", lambda b: b.reservations(releases_all, RELEASE)),
