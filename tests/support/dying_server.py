@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -38,8 +39,23 @@ STEPS = (
 )
 
 
+# Not a death: while the server is armed, no file may grow beyond some bytes (RLIMIT_FSIZE).
+DISK_FULL = "disk full"
+_ROOM_BYTES = 100
+
+
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _no_room() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM_BYTES, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def _put(owner: Any, name: str, call: Callable[..., object]) -> None:
@@ -91,7 +107,11 @@ class _Steps:
             if self.is_last("half written"):
                 path.write_bytes(content[: len(content) // 2])
                 _die()
-            write(path, content)
+            if self.is_last(DISK_FULL):
+                with _no_room():
+                    write(path, content)
+            else:
+                write(path, content)
 
         _put(state_store, "_write_durably", run)
 
@@ -163,6 +183,9 @@ class DyingServer:
 
     def arm(self) -> None:
         self._armed.touch()
+
+    def disarm(self) -> None:
+        self._armed.unlink()
 
     def wait(self) -> int:
         """Its exit status, negative for a signal."""
