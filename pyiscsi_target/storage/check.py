@@ -18,6 +18,14 @@ class Checkable(Protocol):
         """What is odd about it, but no reason to refuse it. Raises StorageError."""
 
 
+@runtime_checkable
+class Repairable(Protocol):
+    """A disk that has more to repair than opening it does."""
+
+    async def repair(self) -> None:
+        """Put right what can be without guessing about data. Raises StorageError."""
+
+
 async def check_image(path: Path) -> list[Finding]:
     """What is wrong with the image, or with one of its parents.
 
@@ -50,8 +58,13 @@ async def _findings(disk: BackingStore) -> list[Finding]:
 
 
 async def repair_image(path: Path) -> None:
-    """Put right what opening an image for writing does: footers, headers, logs. Parents stay.
+    """Put right what can be: footers and headers from their copies, logs. Parents stay as they are.
 
     Raises StorageError where the image cannot be opened: then nothing has changed.
     """
-    await open_image(path, read_only=False).close()
+    disk = open_image(path, read_only=False)  # this repairs footers and replays logs
+    try:
+        if isinstance(disk, Repairable):
+            await disk.repair()
+    finally:
+        await disk.close()

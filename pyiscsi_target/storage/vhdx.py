@@ -5,15 +5,17 @@ Requests for its content are those of `vhdx_blocks`.
 
 from array import array
 from collections.abc import Callable, Sequence
+from uuid import uuid4
 
 from .base import BackingStore, Buffer, StorageError, StorageFault
 from .block_image import UNKNOWN, BlockTable
 from .chain import ParentPaths
+from .finding import Finding, Remedy
 from .image_file import ImageFile
 from .vhdx_bat import NOT_PRESENT, Bat, Geometry, SpaceMap, parse_entries, placed
 from .vhdx_blocks import TABLE_ENTRIES_MAX, OpenedFile
 from .vhdx_format import BAT_ENTRY_BYTES, HEADER_SECTION_BYTES, BlockState, damaged
-from .vhdx_header import read_headers
+from .vhdx_header import damaged_headers, read_headers
 from .vhdx_metadata import Metadata, read_metadata, read_regions
 from .vhdx_replay import OverlaidFile, replay
 from .vhdx_resize import VhdxResize
@@ -171,6 +173,38 @@ class VhdxDisk(VhdxResize):
     async def _resize(self, size_bytes: int) -> None:
         await super()._resize(size_bytes)
         self._bind()
+
+    # Merging, checking and repairing
+
+    async def begin_merge(self) -> None:
+        """Let the disk be written although children of it must go on to fit, until `stamp`."""
+        self._require_writable()
+        async with self.changing:
+            if not self.metadata.leave_block_allocated:
+                await self._open_log()
+            self._writes_now = True
+        self._bind()
+
+    async def stamp(self) -> None:
+        """A new DataWriteGuid, on the medium: children made before do not fit any more."""
+        async with self.changing:
+            await self._headers.update(data_write_guid=uuid4())
+
+    async def findings(self) -> list[Finding]:
+        """What is odd about an open disk, but no reason to refuse it. Raises StorageError."""
+        found = [
+            Finding(f"the header at byte {offset} is damaged; the other is not", Remedy.REPAIR)
+            for offset in damaged_headers(self.file)
+        ]
+        if isinstance(self.file, OverlaidFile):
+            text = "the log has changes that are not in their places yet"
+            found.append(Finding(text, Remedy.REPAIR))
+        return found
+
+    async def repair(self) -> None:
+        """Write both headers anew; the log was replayed when the file was opened."""
+        async with self.changing:
+            await self._headers.update()
 
     async def close(self) -> None:
         """See `BackingStore.close`."""

@@ -131,6 +131,11 @@ def read_headers(file: ImageFile) -> Headers:
     return Headers(file, _checked(file, HEADER_OFFSETS[index], fields), index)
 
 
+def damaged_headers(file: ImageFile) -> list[int]:
+    """The offsets of the headers that are not valid; of a file that opens, one at most."""
+    return [offset for offset in HEADER_OFFSETS if _read_header(file, offset) is None]
+
+
 def read_creator(file: ImageFile) -> str:
     """Who made the file, for people alone (section 2.2.1). Raises StorageError."""
     data = file.read_blocking(FILE_IDENTIFIER_OFFSET, FILE_IDENTIFIER.sizeof())

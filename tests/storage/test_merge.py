@@ -9,6 +9,9 @@ from pyiscsi_target.storage.base import BackingStore, StorageError
 from pyiscsi_target.storage.merge import merge_into_parent
 from pyiscsi_target.storage.vhd import open_vhd
 from pyiscsi_target.storage.vhd_create import new_fixed
+from pyiscsi_target.storage.vhdx_create import Kind
+from tests.support import vhdx_disks
+from tests.support.images import MIB
 from tests.support.recording_file import RecordingFile
 from tests.support.vhd_files import (
     contents,
@@ -25,14 +28,18 @@ SIZE = 6 * BLOCK + 512
 
 
 class Watched(RecordingFile):
-    """Keeps what a crash may leave."""
+    """Keeps what a crash may leave, or a share of it."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, share: float = 1.0) -> None:
         super().__init__(content)
         self.states: set[bytes] = set()
+        self._share = share
+        self._random = random.Random(4)
 
     def flush_blocking(self) -> None:
-        self.states.update(self.crash_states(5))
+        for state in self.crash_states(5):
+            if self._random.random() < self._share:
+                self.states.add(state)
         super().flush_blocking()
 
 
@@ -111,3 +118,44 @@ async def test_a_disk_without_a_parent() -> None:
     disk = open_blocks(RecordingFile(small_dynamic(SIZE, BLOCK)))
     with pytest.raises(StorageError, match="no parent"):
         await merge_into_parent(disk, forget)
+
+
+# VHDX
+
+
+async def a_vhdx_chain(kind: Kind) -> tuple[bytes, bytes, bytes]:
+    """As `a_chain`."""
+    file = vhdx_disks.new_file(6 * MIB, kind)
+    above = vhdx_disks.open_disk(file)
+    await write_bytes(above, 0, random.Random(1).randbytes(3 * MIB))
+    await above.close()
+    raw = file.killed()
+    child = vhdx_disks.new_file(6 * MIB, parent=vhdx_disks.reopened(raw))
+    disk = vhdx_disks.open_disk(child, vhdx_disks.reopened(raw))
+    await write_bytes(disk, 512, b"c" * 1024)
+    await write_bytes(disk, 2 * MIB - 512, b"d" * 3 * MIB)
+    await disk.deallocate(MIB, 65536)
+    await disk.deallocate(5 * MIB, MIB)
+    content = await read_all(disk)
+    await disk.close()
+    return raw, child.killed(), content
+
+
+@pytest.mark.parametrize("kind", [Kind.FIXED, Kind.DYNAMIC])
+async def test_a_vhdx_is_merged_even_if_the_power_goes_meanwhile(kind: Kind) -> None:
+    parent, child, content = await a_vhdx_chain(kind)
+    file = Watched(parent, 0.5)
+    disk = vhdx_disks.reopened(child, vhdx_disks.open_disk(file))
+    await merge_into_parent(disk, lambda done: None)
+    await disk.close()
+    assert len(file.states) > 5
+    assert await read_all(vhdx_disks.reopened(file.killed())) == content
+    with pytest.raises(StorageError, match="was changed since"):
+        vhdx_disks.reopened(child, vhdx_disks.reopened(file.killed()))
+    for state in file.states:
+        try:
+            again = vhdx_disks.reopened(child, vhdx_disks.reopened(state))
+        except StorageError:
+            assert await read_all(vhdx_disks.reopened(state)) == content
+        else:
+            assert await read_all(again) == content
