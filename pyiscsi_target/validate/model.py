@@ -196,12 +196,16 @@ class Report:
         """The verdict in one line."""
         counts = self.counts
         passed, failed = counts[Verdict.PASS], counts[Verdict.FAIL]
-        rest = f"{passed} passed, {counts[Verdict.WARN]} warnings, {counts[Verdict.SKIP]} skipped"
+        warnings = _number(counts[Verdict.WARN], "warning")
+        rest = f"{passed} passed, {warnings}, {counts[Verdict.SKIP]} skipped"
         if self.conclusion is Conclusion.NOT_READY:
-            plural = "" if failed == 1 else "s"
-            return f"NOT READY for a cluster: {failed} check{plural} failed ({rest})"
+            return f"NOT READY for a cluster: {_number(failed, 'check')} failed ({rest})"
         if self.conclusion is Conclusion.READY:
             return f"READY for a cluster: no check failed ({rest})"
         if self.interrupted:
             return f"UNPROVEN: interrupted before the end ({rest})"
-        return f"UNPROVEN: {self.doubts} required checks could not be run ({rest})"
+        return f"UNPROVEN: {_number(self.doubts, 'required check')} could not be run ({rest})"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"

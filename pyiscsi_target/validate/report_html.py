@@ -92,7 +92,7 @@ _VERDICTS = {
 _LABELS = {
     Verdict.PASS: "passed",
     Verdict.FAIL: "failed",
-    Verdict.WARN: "warnings",
+    Verdict.WARN: "warned",
     Verdict.SKIP: "skipped",
 }
 

@@ -22,7 +22,7 @@ from ..client import (
     TargetUrl,
 )
 from . import pr, requests
-from .model import Finding, NodeFacts, Skipped, TargetFacts
+from .model import Finding, NodeFacts, Skipped
 from .nodes import Nexus, Node, isid_of
 from .requests import good
 from .wording import describe_keys
@@ -107,7 +107,6 @@ class Rig:
             self._add_nexus(node, options.url.portal)
         self.portals: list[Portal] = [options.url.portal]  # all that discovery tells
         self.paths = self.portals  # those of them that let a node in
-        self.about = TargetFacts(str(options.url.portal), options.url.target)
         self.disks: list[int] = []
         self.disk: Disk | None = None
         self.scratch_before: bytes | None = None  # what the scratch blocks held

@@ -62,15 +62,16 @@ async def validate(
             on_progress(check, None)
             results.append(await _judge(check, rig))
             on_progress(check, results[-1])
-        rig.about = await _about(rig)
+        about = await _about(rig)
     except asyncio.CancelledError:
         interrupted = True
+        about = _known(rig)
         _forget_cancelling()
     results += [_interrupted(check) for check in checks[len(results) :]]
     results.append(await _clean_up(rig))
     on_progress(results[-1].check, results[-1])
     return Report(
-        target=rig.about,
+        target=about,
         nodes=rig.node_facts(),
         results=results,
         started_at=started_at,
@@ -212,17 +213,25 @@ async def _clean_up(rig: Rig) -> CheckResult:
             _forget_cancelling()
 
 
+def _known(rig: Rig) -> TargetFacts:
+    """What is known of the target without asking, for the head of the report."""
+    url, disk = rig.options.url, rig.disk
+    return TargetFacts(
+        str(url.portal),
+        url.target,
+        portals=tuple(map(str, rig.portals)),
+        lun=rig.first.lun if disk is not None else None,
+        disks=tuple(rig.disks),
+        block_size=disk.block_size if disk is not None else None,
+        size_bytes=disk.block_size * disk.block_count if disk is not None else None,
+    )
+
+
 async def _about(rig: Rig) -> TargetFacts:
-    """Who the target and its disk say they are, for the head of the report."""
-    about = replace(rig.about, portals=tuple(map(str, rig.portals)), disks=tuple(rig.disks))
+    """The same, and who the disk says it is."""
+    about = _known(rig)
     if rig.disk is None:
         return about
-    about = replace(
-        about,
-        lun=rig.first.lun,
-        block_size=rig.disk.block_size,
-        size_bytes=rig.disk.block_size * rig.disk.block_count,
-    )
     try:
         data = bytes((await rig.first.send(requests.inquiry())).data)
         inquiry_length(data)

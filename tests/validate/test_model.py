@@ -37,7 +37,7 @@ def report(*results: CheckResult, interrupted: bool = False) -> Report:
         (
             (PASSED, WARNED, NOT_OFFERED, PREVENTED_EXTRA),
             Conclusion.READY,
-            "READY for a cluster: no check failed (1 passed, 1 warnings, 2 skipped)",
+            "READY for a cluster: no check failed (1 passed, 1 warning, 2 skipped)",
         ),
         (
             (PASSED, FAILED, PREVENTED),
@@ -52,7 +52,7 @@ def report(*results: CheckResult, interrupted: bool = False) -> Report:
         (
             (PASSED, PREVENTED),
             Conclusion.UNPROVEN,
-            "UNPROVEN: 1 required checks could not be run (1 passed, 0 warnings, 1 skipped)",
+            "UNPROVEN: 1 required check could not be run (1 passed, 0 warnings, 1 skipped)",
         ),
     ],
     ids=["ready", "one failed", "two failed", "unproven"],

@@ -63,7 +63,7 @@ def test_what_a_reader_sees(page: Page) -> None:
     words = " ".join(" ".join(page.words).split())
     for part in (
         "Not ready for a cluster",
-        "1 check failed (1 passed, 1 warnings, 1 skipped)",
+        "1 check failed (1 passed, 1 warning, 1 skipped)",
         "LUN 0: LAB <script>alert(1)</script>\ufffd[2J{style}[bold] 0001",
         "1,073,741,824 bytes in blocks of 512",
         "iqn.2026-11.lab.example:node-1 (1 session)",

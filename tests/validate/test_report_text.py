@@ -43,13 +43,13 @@ def test_plain_lines() -> None:
         "",
         "Reservations",
         "  SKIP  A node reserves, and all can read who owns the disk: the disk is in use",
-        "NOT READY for a cluster: 1 check failed (1 passed, 1 warnings, 1 skipped)",
+        "NOT READY for a cluster: 1 check failed (1 passed, 1 warning, 1 skipped)",
     ]
 
 
 def test_a_terminal_gets_tables_and_the_verdict_last() -> None:
     lines = printed(terminal=True).splitlines()
-    assert lines[-1] == "NOT READY for a cluster: 1 check failed (1 passed, 1 warnings, 1 skipped)"
+    assert lines[-1] == "NOT READY for a cluster: 1 check failed (1 passed, 1 warning, 1 skipped)"
     text = "\n".join(lines)
     assert "Preemption" in text
     assert re.search(r"│ FAIL │ The preempted node cannot .*│ node 2: WRITE of zero blocks", text)
