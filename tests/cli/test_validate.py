@@ -15,12 +15,14 @@ from click.testing import CliRunner, Result
 
 from pyiscsi_target.cli import main
 from pyiscsi_target.client import ConnectionLost, Portal
-from pyiscsi_target.scsi.logical_unit import LogicalUnit
+from pyiscsi_target.scsi.reservations import Change, NexusKey, Request, ServiceAction, State
 from pyiscsi_target.validate import Conclusion, Options, Report, node_names
+from tests.support.broken_target import Breaker
 from tests.support.live import config_of, serving
 from tests.support.reports import RESULTS, report
 from tests.support.server import TARGET
 
+PATIENCE_S = 60.0
 URL = f"iscsi://127.0.0.1:3260/{TARGET}"
 READY = replace(report(), results=RESULTS[:1])
 
@@ -179,25 +181,31 @@ def test_an_html_file_that_cannot_be_written(validator: Validator, tmp_path: Pat
 # As a process
 
 
-def challenged_after_death(unit: LogicalUnit) -> bool:
-    """A challenger is registered beside an owner who is gone: it waits for a minute now."""
-    state = unit.reservations
-    if state.reservation is None or len(state.registrations) != 2:
-        return False
-    return state.reservation.holder not in {nexus.key for nexus in unit.attentions.nexuses}
-
-
-async def test_a_real_run_ends_in_order_at_sigterm(tmp_path: Path) -> None:
+async def test_a_real_run_ends_in_order_at_sigterm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is told to stop in the midst of it: reservations are taken away, the report is whole."""
     async with serving(config_of(tmp_path), tmp_path) as live:
         unit = live.app._units["disk"]
+        challenged = asyncio.Event()
+
+        def look(state: State, requester: NexusKey, request: Request, right: Change) -> Change:
+            """A challenger registers while the owner is gone: it waits for a minute then."""
+            attached = {nexus.key for nexus in unit.attentions.nexuses}
+            if state.reservation is not None and state.reservation.holder not in attached:
+                challenged.set()
+            return right
+
+        Breaker(monkeypatch, live).reservations(
+            look, ServiceAction.REGISTER_AND_IGNORE_EXISTING_KEY
+        )
         host, port = live.address()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pyiscsi_target", "validate"),
             *(f"iscsi://{host}:{port}/{TARGET}", "--challenge-wait", "60", "--json"),
             stdout=asyncio.subprocess.PIPE,
         )
-        await live.until(lambda: challenged_after_death(unit))
+        await asyncio.wait_for(challenged.wait(), PATIENCE_S)
         process.send_signal(signal.SIGTERM)
         output, _ = await process.communicate()
         assert process.returncode == 130
