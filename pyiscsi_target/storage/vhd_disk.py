@@ -140,8 +140,7 @@ class VhdDisk(VhdBlocks):
         The power may go meanwhile. Nobody uses the disk, and it is to be closed then.
         Raises StorageError.
         """
-        self._require_writable()
-        await self._begin_writing()
+        await self.begin_merge()  # the content does not change: children go on to fit
         used = [block for block, entry in enumerate(self._entries) if entry != UNUSED]
         for done, block in enumerate(used):
             progress(done, 2 * len(used))

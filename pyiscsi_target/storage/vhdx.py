@@ -14,11 +14,11 @@ from .finding import Finding, Remedy
 from .image_file import ImageFile
 from .vhdx_bat import NOT_PRESENT, Bat, Geometry, SpaceMap, parse_entries, placed
 from .vhdx_blocks import TABLE_ENTRIES_MAX, OpenedFile
+from .vhdx_compact import VhdxCompact
 from .vhdx_format import BAT_ENTRY_BYTES, HEADER_SECTION_BYTES, BlockState, damaged
 from .vhdx_header import damaged_headers, read_headers
 from .vhdx_metadata import Metadata, read_metadata, read_regions
 from .vhdx_replay import OverlaidFile, replay
-from .vhdx_resize import VhdxResize
 
 FindParent = Callable[[ParentPaths], BackingStore]
 
@@ -126,7 +126,7 @@ def _parent_problem(parent: BackingStore, metadata: Metadata) -> str:
     return ""
 
 
-class VhdxDisk(VhdxResize):
+class VhdxDisk(VhdxCompact):
     """An open VHDX file. See `open_vhdx`."""
 
     def __init__(self, opened: OpenedFile, parent: BackingStore | None) -> None:
@@ -177,12 +177,8 @@ class VhdxDisk(VhdxResize):
     # Merging, checking and repairing
 
     async def begin_merge(self) -> None:
-        """Let the disk be written although children of it must go on to fit, until `stamp`."""
-        self._require_writable()
-        async with self.changing:
-            if not self.metadata.leave_block_allocated:
-                await self._open_log()
-            self._writes_now = True
+        """See `VhdxCompact.begin_merge`."""
+        await super().begin_merge()
         self._bind()
 
     async def stamp(self) -> None:

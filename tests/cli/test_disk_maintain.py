@@ -131,6 +131,18 @@ def test_compact(tmp_path: Path) -> None:
     assert done("check", path) == f"{path}: sound\n"
 
 
+def test_compact_a_vhdx(tmp_path: Path) -> None:
+    path, before = tmp_path / "d.vhdx", tmp_path / "before.img"
+    done("create", path, "--size", "64M", "--block-size", "1M")
+    commands = ("write -P 1 0 32M", "write -P 0 2M 16M", "write -P 2 30M 512")
+    run_tool(["qemu-io", "-f", "vhdx", *(part for text in commands for part in ("-c", text)), path])
+    done("convert", path, before)
+    done("compact", path)
+    assert path.stat().st_size == 16 * MIB + 4 * MIB  # and header, log, metadata, table
+    run_tool(["qemu-img", "check", "-f", "vhdx", path])
+    run_tool(["qemu-img", "compare", "-f", "vhdx", "-F", "raw", path, before])
+
+
 def test_room_that_is_not_in_use_is_found(tmp_path: Path) -> None:
     path = tmp_path / "d.vhd"
     done("create", path, "--size", "64M")

@@ -63,6 +63,7 @@ async def test_the_file_becomes_as_short_as_its_blocks() -> None:
     short = disk.file.killed()  # type: ignore[attr-defined]
     used = sum(any(content[at : at + BLOCK]) for at in range(0, SIZE, BLOCK))
     assert len(short) <= used * (BLOCK + 4096) + 8192 < len(raw)
+    assert disk.footer.time_stamp == open_blocks(RecordingFile(raw)).footer.time_stamp
     again = open_blocks(RecordingFile(short))
     assert await read_all(again) == content
     await again.compact(forget)

@@ -1,0 +1,99 @@
+"""A VHDX file made as short as its blocks allow.
+
+The content of the disk does not change, so neither does its DataWriteGuid: children go on to fit.
+"""
+
+from collections.abc import AsyncIterator, Callable
+
+from .block_image import UNKNOWN, all_zero
+from .content import CHUNK_BYTES, first_data
+from .vhdx_bat import placed
+from .vhdx_format import BlockState
+from .vhdx_resize import VhdxResize
+
+Progress = Callable[[int, int], None]
+"""(blocks done, blocks to do)."""
+
+
+class VhdxCompact(VhdxResize):
+    """The part of a `VhdxDisk` that changes the order of its blocks in the file."""
+
+    async def begin_merge(self) -> None:
+        """Let the disk be written although children of it must go on to fit, until `stamp`."""
+        self._require_writable()
+        async with self.changing:
+            if not self.metadata.leave_block_allocated:
+                await self._open_log()
+            self._writes_now = True
+
+    async def compact(self, progress: Progress) -> None:
+        """Free blocks of zeroes and close the gaps, so that the file is as short as can be.
+
+        The power may go meanwhile. Nobody uses the disk, and it is to be closed then.
+        Raises StorageError.
+        """
+        if self.metadata.leave_block_allocated:
+            raise self._refused("only dynamic and differencing images can be compacted")
+        await self.begin_merge()
+        blocks = [block async for block in self._blocks_in_file()]
+        for done, block in enumerate(blocks):
+            progress(done, 2 * len(blocks))
+            start = block * self.block_bytes
+            end = min(start + self.block_bytes, self.size_bytes)
+            if await first_data(self, start, end) is None:
+                await self._discard([block])
+        await self._clean_gaps()
+        await self.flush()
+        left = sorted(blocks, key=lambda block: placed(self.table[block])[0], reverse=True)
+        for done, block in enumerate(left, start=len(blocks)):
+            progress(done, 2 * len(blocks))
+            if not await self._move_down(block):
+                break
+        await self._cut()
+
+    async def _blocks_in_file(self) -> AsyncIterator[int]:
+        block = 0
+        while block < len(self.table):
+            absent = self._run_without_space(block)
+            if not absent:
+                if self.table[block] == UNKNOWN:
+                    await self._load(block)
+                if placed(self.table[block])[0]:
+                    yield block
+            block += max(1, absent)
+
+    async def _move_down(self, block: int) -> bool:
+        """Move the block to the first room before it; False where there is none."""
+        place, state = placed(self.table[block])
+        if not place:
+            return False
+        async with self.changing:
+            target = self._space.take_clean(self.block_bytes)
+            if target is None:
+                return False
+            if target > place:
+                self._space.free(target, self.block_bytes, clean=True)
+                return False
+            await self._copy(place, target)
+            await self.file.flush()
+            is_whole = state == BlockState.FULLY_PRESENT
+            await self._commit({block: target if is_whole else ~(target | state)})
+            self._space.free(place, self.block_bytes, clean=False)
+        return True
+
+    async def _copy(self, place: int, target: int) -> None:
+        for start in range(0, self.block_bytes, CHUNK_BYTES):
+            data = bytearray(min(CHUNK_BYTES, self.block_bytes - start))
+            await self.file.read(place + start, memoryview(data))
+            if not all_zero((data,)):
+                await self.file.write(target + start, (data,))
+
+    async def _cut(self) -> None:
+        """Without a log, for a log says how long the file must be (section 2.3.1.1)."""
+        async with self.changing:
+            await self._settle()
+            await self._log.end()
+            if self._space.end_bytes < self.file.size_bytes:
+                await self.file.set_size(self._space.end_bytes)
+                await self.file.flush()
+            self._writes_now = False
