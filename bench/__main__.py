@@ -8,16 +8,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from bench.formats import FORMAT_FIGURES
 from bench.report import Paired, document, figure_table, paired_table
 from bench.scenarios import FIGURES, SCENARIOS, Figure, Sample, Scenario, Terms, measure
 from bench.subjects import Subject, checked_out, tgtd_server, this_server
 from tests.support.server import ROOT
 
+ALL_FIGURES = FIGURES | FORMAT_FIGURES
 RESULTS = ROOT / "bench" / "RESULTS.md"
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    names = [scenario.name for scenario in SCENARIOS] + list(FIGURES)
+    names = [scenario.name for scenario in SCENARIOS] + list(ALL_FIGURES)
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--against", metavar="GIT_REF", help="compare with this version, not tgtd")
     parser.add_argument("--quick", action="store_true", help="one short round; writes no file")
@@ -56,7 +58,7 @@ def pair(scenario: Scenario, subjects: tuple[Subject, Subject], terms: Terms) ->
 def figures_of(
     subjects: Sequence[Subject], wanted: Sequence[str], terms: Terms
 ) -> Iterator[Figure]:
-    for name, measurement in FIGURES.items():
+    for name, measurement in ALL_FIGURES.items():
         if name not in wanted:
             continue
         for subject in subjects:

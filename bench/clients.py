@@ -59,7 +59,7 @@ def perf_random(url: str, load: Load) -> Moved:
     return _perf(url, load, "--random")
 
 
-def _qemu_count(url: str, load: Load, count: int, *options: str) -> float:
+def qemu_count(url: str, load: Load, count: int, *options: str) -> float:
     """Seconds that qemu-img says `count` requests took."""
     shape = ["-c", str(count), "-d", str(load.depth), "-s", str(load.block_bytes)]
     command = load.pinned("qemu-img", "bench", "-f", "raw", "-t", "none", *shape, *options, url)
@@ -73,14 +73,14 @@ def _qemu_count(url: str, load: Load, count: int, *options: str) -> float:
 def _qemu(url: str, load: Load, *options: str) -> Moved:
     """qemu-img counts requests, not time: short runs find the count for the duration."""
     count = max(load.depth * 4, 64)
-    took_s = _qemu_count(url, load, count, *options)
+    took_s = qemu_count(url, load, count, *options)
     total = count
     while took_s < CALIBRATION_S:
         count = round(count * min(CALIBRATION_S / took_s * 1.2, 32)) + 1
-        took_s = _qemu_count(url, load, count, *options)
+        took_s = qemu_count(url, load, count, *options)
         total += count
     count = min(round(count / took_s * load.duration_s) + 1, MAX_COUNT)
-    took_s = _qemu_count(url, load, count, *options)
+    took_s = qemu_count(url, load, count, *options)
     return Moved(count / took_s, (total + count) * load.block_bytes)
 
 

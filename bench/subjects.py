@@ -26,7 +26,8 @@ SLOW_DELAY = "50ms"
 class Subject:
     """A running server; `slow_lun` is a disk whose reads take long, if it has one.
 
-    `fresh` starts another one of the same kind that has not done anything yet.
+    `fresh` starts another one of the same kind that has not done anything yet. Others of the tree
+    at `source` start with `prefix` before their command, and have their images in `home`.
     """
 
     name: str
@@ -35,6 +36,9 @@ class Subject:
     images: tuple[Path, ...]
     slow_lun: int | None = None
     fresh: Callable[[], AbstractContextManager["Subject"]] | None = None
+    source: Path = ROOT
+    prefix: tuple[str, ...] = ()
+    home: Path = Path()
 
     @property
     def pid(self) -> int:
@@ -90,7 +94,17 @@ def this_server(name: str, directory: Path, *, source: Path, pin: str) -> Iterat
     disks["slow"] = {"path": f"delay:{SLOW_DELAY}:{slow}", "size": IMAGE_BYTES}
     with serving(Setup(disks), directory, command=_pinned(pin), source=source) as server:
         fresh = partial(bare_server, name, directory, source=source)
-        yield Subject(name, server, 0, images, slow_lun=DISKS, fresh=fresh)
+        yield Subject(
+            name,
+            server,
+            0,
+            images,
+            slow_lun=DISKS,
+            fresh=fresh,
+            source=source,
+            prefix=tuple(_pinned(pin)),
+            home=directory,
+        )
 
 
 @contextlib.contextmanager
