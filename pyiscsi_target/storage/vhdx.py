@@ -15,9 +15,9 @@ from .image_file import ImageFile
 from .vhdx_bat import NOT_PRESENT, Bat, Geometry, SpaceMap, parse_entries, placed
 from .vhdx_blocks import TABLE_ENTRIES_MAX, OpenedFile
 from .vhdx_compact import VhdxCompact
-from .vhdx_format import BAT_ENTRY_BYTES, HEADER_SECTION_BYTES, BlockState, damaged
+from .vhdx_format import BAT_ENTRY_BYTES, HEADER_SECTION_BYTES, MIB, BlockState, damaged
 from .vhdx_header import damaged_headers, read_headers
-from .vhdx_metadata import Metadata, read_metadata, read_regions
+from .vhdx_metadata import Metadata, damaged_region_tables, read_metadata, read_regions
 from .vhdx_replay import OverlaidFile, replay
 
 FindParent = Callable[[ParentPaths], BackingStore]
@@ -192,15 +192,31 @@ class VhdxDisk(VhdxCompact):
             Finding(f"the header at byte {offset} is damaged; the other is not", Remedy.REPAIR)
             for offset in damaged_headers(self.file)
         ]
+        found += [
+            Finding(
+                f"the region table at byte {offset} is damaged; the other is not", Remedy.REPAIR
+            )
+            for offset in damaged_region_tables(self.file)
+        ]
+        unused = sum(length for _, length in self._space.gaps(self.file.size_bytes))
+        if unused >= MIB:
+            text = f"{unused // MIB} MiB of the file belong to nothing"
+            found.append(Finding(text, Remedy.COMPACT))
         if isinstance(self.file, OverlaidFile):
             text = "the log has changes that are not in their places yet"
             found.append(Finding(text, Remedy.REPAIR))
         return found
 
     async def repair(self) -> None:
-        """Write both headers anew; the log was replayed when the file was opened."""
+        """Write both headers anew, and a damaged copy of the region table from the other.
+
+        The log was replayed when the file was opened.
+        """
         async with self.changing:
             await self._headers.update()
+            for offset, table in damaged_region_tables(self.file).items():
+                await self.file.write(offset, (table,))
+            await self.file.flush()
 
     async def close(self) -> None:
         """See `BackingStore.close`."""

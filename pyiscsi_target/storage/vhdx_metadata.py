@@ -133,11 +133,22 @@ def read_regions(file: ImageFile, header: Header) -> Regions:
     """Find the regions; nothing overlaps, and all of it is in the file. Raises StorageError."""
     for offset in REGION_TABLE_OFFSETS:
         data = file.read_blocking(offset, REGION_TABLE_BYTES)
-        fields = REGION_TABLE_HEADER.parse(data)
-        if fields.signature == REGION_SIGNATURE and fields.checksum == checksum(data):
+        if _is_whole_table(data):
             return _parse_regions(file, header, offset, data)
     message = "neither this nor its copy is valid"
     raise damaged(file.name, "region table", REGION_TABLE_OFFSETS[0], message)
+
+
+def _is_whole_table(data: bytes) -> bool:
+    fields = REGION_TABLE_HEADER.parse(data)
+    return bool(fields.signature == REGION_SIGNATURE and fields.checksum == checksum(data))
+
+
+def damaged_region_tables(file: ImageFile) -> dict[int, bytes]:
+    """What each damaged copy of an open file's region table must be, by its offset."""
+    tables = {at: file.read_blocking(at, REGION_TABLE_BYTES) for at in REGION_TABLE_OFFSETS}
+    good = next(data for data in tables.values() if _is_whole_table(data))
+    return {at: good for at, data in tables.items() if not _is_whole_table(data)}
 
 
 def _parse_regions(file: ImageFile, header: Header, offset: int, data: bytes) -> Regions:

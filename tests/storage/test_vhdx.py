@@ -6,8 +6,10 @@ import itertools
 import pytest
 
 from pyiscsi_target.storage.base import Extent, Provisioning, StorageError, StorageFault
+from pyiscsi_target.storage.finding import Remedy
 from pyiscsi_target.storage.vhdx import VhdxDisk, open_vhdx
 from pyiscsi_target.storage.vhdx_create import Kind, NewDisk, create_vhdx
+from pyiscsi_target.storage.vhdx_format import HEADER_OFFSETS, REGION_TABLE_OFFSETS
 from tests.support.images import GIB, MIB
 from tests.support.recording_file import RecordingFile
 from tests.support.vhdx_disks import (
@@ -591,3 +593,35 @@ async def test_a_child_grows_with_zeroes_even_where_its_parent_has_more() -> Non
     await child.resize(3 * MIB)
     assert await read(child, 0, 3 * MIB) == fill(200, MIB // 2) + bytes(3 * MIB - MIB // 2)
     await child.close()
+
+
+# What a check says
+
+
+async def test_findings_and_repair() -> None:
+    file = new_file()
+    disk = open_disk(file)
+    assert await disk.findings() == []
+    await write(disk, 0, fill(1, 512))
+    await disk.close()
+    content = bytearray(file.killed() + bytes(2 * MIB))
+    for offset in (HEADER_OFFSETS[1], REGION_TABLE_OFFSETS[1]):
+        content[offset] ^= 1
+    file = RecordingFile(bytes(content))
+    disk = open_disk(file)
+    assert [(finding.remedy, finding.text) for finding in await disk.findings()] == [
+        (Remedy.REPAIR, "the header at byte 131072 is damaged; the other is not"),
+        (Remedy.REPAIR, "the region table at byte 262144 is damaged; the other is not"),
+        (Remedy.COMPACT, "2 MiB of the file belong to nothing"),
+    ]
+    await disk.repair()
+    assert [finding.remedy for finding in await disk.findings()] == [Remedy.COMPACT]
+    assert await read(disk, 0, 512) == fill(1, 512)
+    await disk.close()
+    disk = reopened(file.killed())
+    await write(disk, MIB, fill(2, 512))
+    left = RecordingFile(disk.file.killed(), read_only=True)  # type: ignore[attr-defined]
+    found = await open_disk(left).findings()
+    assert [finding.text for finding in found if finding.remedy is Remedy.REPAIR] == [
+        "the log has changes that are not in their places yet"
+    ]
