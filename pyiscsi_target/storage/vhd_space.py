@@ -162,21 +162,34 @@ class Space:
     async def _refill(self) -> None:
         async with self._lock:
             count = max(1, min(self._batch, self._missing - len(self._ready)))
-            reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
             try:
-                for place in reused:
-                    length = self._bitmap_bytes + self._block_bytes
-                    await self._file.punch(place - self._bitmap_bytes, length)
-                grown = await self._grow(count - len(reused))
-                await self._file.flush()
-            except BaseException:
-                self._free += reused
-                raise
-            self._ready[:0] = reversed([*reused, *grown])
-            self._batch = min(self._batch * 2, max(1, LARGEST_BATCH_BYTES // self._block_bytes))
+                places = await self._make_ready(count)
+            except StorageError as error:
+                if error.fault is not StorageFault.OUT_OF_SPACE or count == 1:
+                    raise
+                self._batch = 1  # there may be room for the block that is wanted
+                places = await self._make_ready(1)
+            else:
+                largest = max(1, LARGEST_BATCH_BYTES // self._block_bytes)
+                self._batch = min(self._batch * 2, largest)
+            self._ready[:0] = reversed(places)
         if not self._ready:
             message = f"{self._file.name}: block tables reach no further than 2 TiB into the file"
             raise StorageError(StorageFault.OUT_OF_SPACE, message)
+
+    async def _make_ready(self, count: int) -> list[int]:
+        """Up to `count` places of zeroes, on the medium."""
+        reused = [self._free.pop() for _ in range(min(count, len(self._free)))]
+        try:
+            for place in reused:
+                length = self._bitmap_bytes + self._block_bytes
+                await self._file.punch(place - self._bitmap_bytes, length)
+            grown = await self._grow(count - len(reused))
+            await self._file.flush()
+        except BaseException:
+            self._free += reused
+            raise
+        return [*reused, *grown]
 
     async def _grow(self, count: int) -> list[int]:
         """Up to `count` places behind the end, and the footer behind them."""

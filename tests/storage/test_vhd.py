@@ -356,7 +356,7 @@ async def test_gaps_are_used_again_after_opening_and_hold_nothing_old() -> None:
 
 async def test_a_full_file_system_fails_the_write_alone() -> None:
     file = RecordingFile(small_dynamic(SMALL, BLOCK))
-    file.space_bytes = 3 * BLOCK
+    file.space_bytes = BLOCK
     disk = open_blocks(file)
     with pytest.raises(StorageError) as caught:
         await disk.write(0, (b"x" * 512,))
@@ -367,6 +367,21 @@ async def test_a_full_file_system_fails_the_write_alone() -> None:
     await disk.close()
     disk = open_blocks(RecordingFile(file.killed()))
     assert await read_all(disk, 0, 1024) == b"x" * 512 + bytes(512)
+
+
+async def test_the_last_room_is_used() -> None:
+    """Room for many blocks is made at once, but one will do."""
+    file = RecordingFile(small_dynamic(SMALL, BLOCK))
+    file.space_bytes = 2 * BLOCK + 4096
+    disk = open_blocks(file)
+    await write_bytes(disk, 0, b"x" * 512)
+    with pytest.raises(StorageError) as caught:
+        await disk.write(BLOCK, (b"x" * 512,))
+    assert caught.value.fault is StorageFault.OUT_OF_SPACE
+    assert await read_all(disk, 0, 512) == b"x" * 512
+    await disk.close()
+    disk = open_blocks(RecordingFile(file.killed()))
+    assert await read_all(disk, 0, 512) == b"x" * 512
 
 
 async def test_a_failed_flush_takes_no_block_into_use() -> None:
