@@ -4,8 +4,10 @@ import click
 
 from .disk_convert import convert
 from .disk_create import create
+from .disk_import import import_command
 from .disk_info import info
-from .disk_maintain import check, compact, merge, repair, resize
+from .disk_maintain import check, compact, merge, repair
+from .disk_resize import resize
 from .disk_snapshots import delete_command, list_command, restore_command, snapshot_command
 
 _COMMANDS: tuple[click.Command, ...] = (
@@ -17,6 +19,7 @@ _COMMANDS: tuple[click.Command, ...] = (
     repair,
     compact,
     merge,
+    import_command,
     snapshot_command,
     list_command,
     restore_command,
@@ -28,8 +31,8 @@ _COMMANDS: tuple[click.Command, ...] = (
 def disk() -> None:
     """Disk images: VHD, VHDX and raw, fixed, dynamic and differencing.
 
-    They must not be in use, but for the commands for snapshots with --config; `info` and `check`
-    may look at what others only read.
+    They must not be in use, but for `resize` and the commands for snapshots with --config; `info`
+    and `check` may look at what others only read.
     """
 
 

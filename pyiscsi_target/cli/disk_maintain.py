@@ -1,4 +1,4 @@
-"""`pyiscsi-target disk resize`, `check`, `repair`, `compact` and `merge`."""
+"""`pyiscsi-target disk check`, `repair`, `compact` and `merge`."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from ..storage.check import check_image, repair_image
 from ..storage.finding import Finding, Remedy
 from ..storage.merge import merge_into_parent
 from ..storage.open import open_image
-from .disk_options import EXIT_FAILED, SIZE, ImagePath, failing_softly
+from .disk_options import EXIT_FAILED, ImagePath, failing_softly
 from .disk_progress import shown
 
 _path = click.argument("path", type=ImagePath())
@@ -37,20 +37,6 @@ async def _with_disk(path: Path, work: Callable[[BackingStore], Awaitable[None]]
         await work(disk)
     finally:
         await disk.close()
-
-
-@click.command(short_help="Make a disk larger, or smaller where its end is empty.")
-@_path
-@click.argument("size", type=SIZE)
-def resize(path: Path, size: int) -> None:
-    """Give the disk at PATH a new SIZE.
-
-    What is added is zeroes. A disk becomes smaller only where nothing is in what goes. Children of
-    it do not fit any more.
-    """
-    with failing_softly():
-        asyncio.run(_with_disk(path, lambda disk: disk.resize(size)))
-    click.echo(f"{path}: {format_size(size)}")
 
 
 @click.command(short_help="Look for damage.")

@@ -1,0 +1,73 @@
+"""`pyiscsi-target disk resize`: of a file that nobody uses, or of a disk that is being served."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from ..server.config import ConfigError
+from ..server.config_values import format_size
+from ..server.control import ControlError, NotRunning, ask
+from ..storage.open import image_path, open_image
+from .config_edit import edit_config, set_size
+from .config_file import EXIT_CONFIG, load_or_exit
+from .disk_options import EXIT_FAILED, SIZE, failing_softly
+
+
+@click.command(short_help="Make a disk larger, or smaller where its end is empty.")
+@click.argument("disk")
+@click.argument("size", type=SIZE)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Name the disk as in this config; its server, if it runs, does the work.",
+)
+def resize(disk: str, size: int, config: Path | None) -> None:
+    """Give DISK, an image file, a new SIZE.
+
+    What is added is zeroes. A disk becomes smaller only where nothing is in what goes. Children of
+    it do not fit any more. With --config, DISK is one of the config: sessions go on, hosts are told
+    (capacity data has changed), and the `size` in the config follows.
+    """
+    try:
+        if config is None:
+            _resize_file(Path(disk), size)
+        else:
+            _resize_configured(config, disk, size)
+    except ControlError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_FAILED)
+    click.echo(f"{disk}: {format_size(size)}")
+
+
+def _resize_file(path: Path, size_bytes: int) -> None:
+    with failing_softly():
+        asyncio.run(_resize(path, size_bytes))
+
+
+async def _resize(path: Path, size_bytes: int) -> None:
+    disk = open_image(path, read_only=False)
+    try:
+        await disk.resize(size_bytes)
+    finally:
+        await disk.close()
+
+
+def _resize_configured(config: Path, disk: str, size_bytes: int) -> None:
+    loaded, _ = load_or_exit(config)
+    known = loaded.disks.get(disk)
+    image = image_path(known.path, config.absolute().parent) if known is not None else None
+    if image is None:
+        why = "has no such disk" if known is None else "is in memory; change its size in the file"
+        click.echo(f"{config}: disks.{disk}: {why}", err=True)
+        sys.exit(EXIT_CONFIG)
+    try:
+        ask(loaded.server.state_dir, "resize", disk=disk, size_bytes=size_bytes)
+    except NotRunning:
+        _resize_file(image, size_bytes)
+    try:
+        edit_config(config, lambda document: set_size(document, disk, size_bytes))
+    except (ConfigError, OSError) as error:
+        wanted = f"disks.{disk}.size must become {size_bytes}"
+        raise ControlError(f"{config}: {wanted}, but cannot be written: {error}") from error
