@@ -7,7 +7,6 @@ that is on the medium: the order of writes is the format's.
 
 import asyncio
 from abc import abstractmethod
-from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,88 +22,15 @@ from .base import (
     StorageError,
     StorageFault,
 )
+from .block_table import PAGE_MASK, PAGE_SHIFT, BlockTable
 from .image_file import ImageFile
 
 T = TypeVar("T")
+ReadNow = Callable[[int, memoryview], bool]
+WriteNow = Callable[[int, Sequence[Buffer]], bool]
 
-UNKNOWN = 0  # in a BlockTable: the format has not loaded it yet
-
-_PAGE_SHIFT = 16  # 65536 blocks, 512 KiB of table
-_PAGE_MASK = (1 << _PAGE_SHIFT) - 1
-_GROUP_SHIFT = 13  # what is noticed to hold nothing but the filler
-_GROUP_MASK = (1 << _GROUP_SHIFT) - 1
 _ZEROES = bytes(64 * 1024)
 _EXTENT_BLOCKS_MAX = 1 << 18  # looked at for one answer, so that it cannot hold up the event loop
-
-
-class BlockTable:
-    """A number for each block, in pages that take memory only when something is put into them.
-
-    Above 0: the place in the file of a block that may be read and written there as it is. 0
-    (`UNKNOWN`): look first. Below 0: what the format likes.
-    """
-
-    __slots__ = ("_block_count", "_filler", "_shared", "_touched", "pages")
-
-    def __init__(self, block_count: int, filler: int = UNKNOWN) -> None:
-        self._filler = filler
-        self._block_count = 0
-        self._shared = array("q")
-        self._touched = bytearray()
-        self.pages: list[array[int]] = []
-        self.resize(block_count)
-
-    @property
-    def filler(self) -> int:
-        """What blocks hold that nothing was put in."""
-        return self._filler
-
-    @property
-    def flat(self) -> "array[int] | None":
-        """The one page of a small table, until `resize`."""
-        return self.pages[0] if len(self.pages) == 1 else None
-
-    def __len__(self) -> int:
-        return self._block_count
-
-    def __getitem__(self, block: int) -> int:
-        return self.pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
-
-    def __setitem__(self, block: int, value: int) -> None:
-        page = self.pages[block >> _PAGE_SHIFT]
-        if page is self._shared:
-            if value == self._filler:
-                return
-            page = self.pages[block >> _PAGE_SHIFT] = array("q", self._shared)
-        page[block & _PAGE_MASK] = value
-        self._touched[block >> _GROUP_SHIFT] = 1
-
-    def filler_run(self, block: int) -> int:
-        """How many blocks from `block` on are sure to hold the filler (0: look at them)."""
-        if self._touched[block >> _GROUP_SHIFT]:
-            return 0
-        group = self._touched.find(1, block >> _GROUP_SHIFT)
-        end = self._block_count if group < 0 else group << _GROUP_SHIFT
-        return end - block
-
-    def resize(self, block_count: int) -> None:
-        """More or fewer blocks; new ones hold the filler."""
-        old = min(self._block_count, block_count)
-        values = [page if page is not self._shared else None for page in self.pages]
-        page_count = -(-block_count >> _PAGE_SHIFT) if block_count else 0
-        length = block_count if page_count == 1 else 1 << _PAGE_SHIFT
-        self._shared = array("q", [self._filler]) * (length if page_count > 1 else 0)
-        pages: list[array[int]] = []
-        for number in range(page_count):
-            page = values[number] if number < len(values) else None
-            if page is None and page_count > 1:
-                pages.append(self._shared)
-                continue
-            kept = (page or array("q"))[: max(0, old - (number << _PAGE_SHIFT))]
-            pages.append(kept + array("q", [self._filler]) * (length - len(kept)))
-        self.pages[:] = pages
-        self._touched += bytes(max(0, (-(-block_count >> _GROUP_SHIFT)) - len(self._touched)))
-        self._block_count = block_count
 
 
 class Source(Enum):
@@ -152,15 +78,24 @@ class BlockImage(BackingStore):
         self.block_bytes = block_bytes
         self.table = table
         self.changing = asyncio.Lock()
-        self._pages = table.pages
         self._file_read_now = file.read_now
         self._file_write_now = file.write_now
         self._shift = block_bytes.bit_length() - 1
         self._mask = block_bytes - 1
-        self._writes_now = False  # whether the format lets blocks be written in place yet
+        self._may_write_now = False
         self._in_use: Counter[int] = Counter()
         self._released = asyncio.Event()
-        self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
+        self._bind()
+
+    @property
+    def _writes_now(self) -> bool:
+        """Whether the format lets blocks be written in place yet."""
+        return self._may_write_now
+
+    @_writes_now.setter
+    def _writes_now(self, value: bool) -> None:
+        self._may_write_now = value
+        self._bind()
 
     # What a format supplies
 
@@ -195,19 +130,47 @@ class BlockImage(BackingStore):
 
     # Reading
 
-    def _bind_read_now(self) -> Callable[[int, memoryview], bool]:
-        """`read_now` with all that it needs at hand: every look-up in `self` would be felt."""
-        shift, mask, size = self._shift, self._mask, self.block_bytes
-        read_file, read_parts = self._file_read_now, self._read_parts_now
+    def _bind(self) -> None:
+        """Make `read_now` and `write_now` of what they need; again when the table has grown.
 
-        def read_flat(offset_bytes: int, into: memoryview) -> bool:
+        Every look-up in `self` would be felt.
+        """
+        bind = self._bind_paged if self.table.flat is None else self._bind_flat
+        read_now, write_now = bind()
+        self.read_now = read_now  # type: ignore[method-assign, assignment]
+        self.write_now = (  # type: ignore[method-assign]
+            write_now if self._may_write_now else _refuse  # type: ignore[assignment]
+        )
+
+    def _bind_flat(self) -> tuple[ReadNow, WriteNow]:
+        """For a table of one page."""
+        flat, shift, mask, size = self.table.pages[0], self._shift, self._mask, self.block_bytes
+        read_file, read_parts = self._file_read_now, self._read_parts_now
+        write_file, write_parts = self._file_write_now, self._write_parts_now
+
+        def read_now(offset_bytes: int, into: memoryview) -> bool:
             at = flat[offset_bytes >> shift]
             within = offset_bytes & mask
             if at > 0 and within + len(into) <= size:
                 return read_file(at + within, into)
             return read_parts(offset_bytes, into)
 
-        def read_paged(offset_bytes: int, into: memoryview) -> bool:
+        def write_now(offset_bytes: int, data: Sequence[Buffer]) -> bool:
+            at = flat[offset_bytes >> shift]
+            within = offset_bytes & mask
+            if at > 0 and len(data) == 1 and within + len(data[0]) <= size:
+                return write_file(at + within, data)
+            return write_parts(offset_bytes, data)
+
+        return read_now, write_now
+
+    def _bind_paged(self) -> tuple[ReadNow, WriteNow]:
+        pages, page_shift, page_mask = self.table.pages, PAGE_SHIFT, PAGE_MASK
+        shift, mask, size = self._shift, self._mask, self.block_bytes
+        read_file, read_parts = self._file_read_now, self._read_parts_now
+        write_file, write_parts = self._file_write_now, self._write_parts_now
+
+        def read_now(offset_bytes: int, into: memoryview) -> bool:
             block = offset_bytes >> shift
             at = pages[block >> page_shift][block & page_mask]
             within = offset_bytes & mask
@@ -215,12 +178,18 @@ class BlockImage(BackingStore):
                 return read_file(at + within, into)
             return read_parts(offset_bytes, into)
 
-        pages, page_shift, page_mask = self.table.pages, _PAGE_SHIFT, _PAGE_MASK
-        flat = pages[0]
-        return read_paged if self.table.flat is None else read_flat
+        def write_now(offset_bytes: int, data: Sequence[Buffer]) -> bool:
+            block = offset_bytes >> shift
+            at = pages[block >> page_shift][block & page_mask]
+            within = offset_bytes & mask
+            if at > 0 and len(data) == 1 and within + len(data[0]) <= size:
+                return write_file(at + within, data)
+            return write_parts(offset_bytes, data)
+
+        return read_now, write_now
 
     def read_now(self, offset_bytes: int, into: memoryview) -> bool:
-        """See `BackingStore.read_now`; `_bind_read_now` makes a faster one."""
+        """See `BackingStore.read_now`; `_bind` makes a faster one."""
         return self._read_parts_now(offset_bytes, into)
 
     def _read_parts_now(self, offset_bytes: int, into: memoryview) -> bool:
@@ -287,13 +256,15 @@ class BlockImage(BackingStore):
     # Writing
 
     def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
-        """See `BackingStore.write_now`."""
-        block = offset_bytes >> self._shift
-        within = offset_bytes & self._mask
-        at = self._pages[block >> _PAGE_SHIFT][block & _PAGE_MASK]
-        if at <= 0 or not self._writes_now:
+        """See `BackingStore.write_now`; `_bind` makes a faster one."""
+        return self._may_write_now and self._write_parts_now(offset_bytes, data)
+
+    def _write_parts_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
+        block, within = offset_bytes >> self._shift, offset_bytes & self._mask
+        at = self.table[block]
+        if at <= 0:
             return False
-        length = len(data[0]) if len(data) == 1 else sum(map(len, data))
+        length = sum(map(len, data))
         if within + length <= self.block_bytes or self._is_one_run(block, at, within + length):
             return self._file_write_now(at + within, data)
         return False
@@ -509,6 +480,10 @@ class BlockImage(BackingStore):
             stop = min(self.block_bytes, start + end - position)
             yield block, start, stop, position - offset_bytes
             position += stop - start
+
+
+def _refuse(offset_bytes: int, data: Sequence[Buffer]) -> bool:
+    return False
 
 
 async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:

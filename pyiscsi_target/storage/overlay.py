@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .base import BackingStore, Buffer
-from .block_image import BlockImage, BlockTable, Piece, Source
+from .block_image import BlockImage, Piece, Source
+from .block_table import BlockTable
 from .image_file import ImageFile
 
 BLOCK_BYTES = 64 * 1024

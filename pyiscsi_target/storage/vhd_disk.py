@@ -13,7 +13,8 @@ from itertools import islice
 
 from . import vhd_bitmap
 from .base import BackingStore, StorageError, StorageFault
-from .block_image import UNKNOWN, all_zero
+from .block_image import all_zero
+from .block_table import UNKNOWN
 from .content import CHUNK_BYTES, first_data
 from .finding import Finding, Remedy
 from .vhd_blocks import VhdBlocks
@@ -88,7 +89,7 @@ class VhdDisk(VhdBlocks):
         self.layout.metadata += ((at, at + entries * 4),)
         self._entries.extend(longer[len(self._entries) :])
         self.table.resize(entries)
-        self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
+        self._bind()
 
     # Merging
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from .base import BackingStore, Buffer, StorageError, StorageFault
-from .block_image import UNKNOWN, BlockTable
+from .block_table import UNKNOWN, BlockTable
 from .chain import ParentPaths
 from .finding import Finding, Remedy
 from .image_file import ImageFile
@@ -132,15 +132,13 @@ class VhdxDisk(VhdxCompact):
     def __init__(self, opened: OpenedFile, parent: BackingStore | None) -> None:
         super().__init__(opened, parent)
         self._closed = False
-        self._bind()
 
     # A fixed disk whose blocks lie one behind the other needs no table
 
     def _bind(self) -> None:
-        """Make `read_now` and `write_now` the fastest that there are for this disk."""
+        super()._bind()
         base, read_file, write_file = self._linear_base(), self.file.read_now, self.file.write_now
         if base is None:
-            self.read_now = self._bind_read_now()  # type: ignore[method-assign, assignment]
             return
 
         def read_now(offset_bytes: int, into: memoryview) -> bool:
@@ -165,10 +163,6 @@ class VhdxDisk(VhdxCompact):
                 return None
             first += count
         return base
-
-    async def _begin_writing(self) -> None:
-        await super()._begin_writing()
-        self._bind()
 
     async def _resize(self, size_bytes: int) -> None:
         await super()._resize(size_bytes)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .base import StorageError
-from .block_image import UNKNOWN, BlockTable
+from .block_table import UNKNOWN, BlockTable
 from .vhdx_format import (
     BAT_ENTRY_BYTES,
     BAT_RESERVED_MASK,

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyiscsi_target.storage.base import BackingStore, Provisioning, StorageError, StorageFault
-from pyiscsi_target.storage.block_image import UNKNOWN
+from pyiscsi_target.storage.block_table import UNKNOWN
 from pyiscsi_target.storage.chain import Chain, ParentPaths, paths_between
 from pyiscsi_target.storage.file_io import FileIo
 from pyiscsi_target.storage.vhd import open_vhd

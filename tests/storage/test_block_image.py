@@ -1,0 +1,229 @@
+"""The request path over blocks, with the simplest of formats in it."""
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from pyiscsi_target.storage.base import Buffer, Capabilities, Extent, Provisioning, StorageError
+from pyiscsi_target.storage.block_image import (
+    BlockImage,
+    Piece,
+    Source,
+    all_zero,
+    fill_zeroes,
+    slice_buffers,
+    uninterrupted,
+)
+from pyiscsi_target.storage.block_table import UNKNOWN, BlockTable
+from tests.support.memory_disk import MemoryStore
+from tests.support.recording_file import RecordingFile
+from tests.support.vhdx_disks import read, write
+
+BLOCK = 4096
+MAPPED, DEALLOCATED = Provisioning.MAPPED, Provisioning.DEALLOCATED
+ABSENT = -1
+
+
+class Blocks(BlockImage):
+    """Block n lies at (n + 1) blocks when it is there; loading takes a while."""
+
+    def __init__(self, count: int, parent: MemoryStore | None = None, *, known: bool = True):
+        table = BlockTable(count, ABSENT if known else UNKNOWN)
+        file = RecordingFile(bytes((count + 1) * BLOCK))
+        super().__init__(file, count * BLOCK, BLOCK, Capabilities(), table, parent)
+        self.recorded = file
+        self.prepared: list[tuple[int, int, int]] = []
+        self.discarded: list[int] = []
+        self.begun = 0
+        self.is_durable = True
+
+    def _pieces(self, block: int, start: int, end: int) -> list[Piece] | None:
+        at = self.table[block]
+        if at == UNKNOWN:
+            return None
+        if at > 0:
+            return [Piece(end - start, Source.FILE, at + start)]
+        return [Piece(end - start, Source.PARENT if self.parent else Source.ZEROES)]
+
+    async def _load(self, block: int) -> None:
+        await asyncio.sleep(0)
+        self.table[block] = ABSENT
+
+    async def _begin_writing(self) -> None:
+        self.begun += 1
+        self._writes_now = True
+
+    async def _prepare(self, block: int, start: int, end: int) -> int:
+        await asyncio.sleep(0)
+        self.prepared.append((block, start, end))
+        self.table[block] = (block + 1) * BLOCK
+        return self.table[block]
+
+    async def _discard(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self.table[block] = ABSENT
+        await self._unused(blocks)
+        self.discarded += blocks
+
+    def _metadata_is_durable(self) -> bool:
+        return self.is_durable
+
+    async def flush(self) -> None:
+        await self.file.flush()
+
+    async def close(self) -> None:
+        await self.file.close()
+
+
+async def test_requests_are_split_at_blocks() -> None:
+    disk = Blocks(4)
+    data = bytes(range(256)) * 40
+    await write(disk, BLOCK - 512, data[:1024], data[1024:])
+    assert disk.prepared == [(0, BLOCK - 512, BLOCK), (1, 0, BLOCK), (2, 0, BLOCK), (3, 0, 1536)]
+    assert disk.begun == 1
+    assert await read(disk, 0, 4 * BLOCK) == bytes(BLOCK - 512) + data + bytes(2560)
+    assert disk.write_now(0, [data[:BLOCK], data[BLOCK:]])  # one run in the file
+    assert await read(disk, 0, len(data)) == data
+
+
+async def test_blocks_apart_are_not_written_at_once() -> None:
+    disk = Blocks(4)
+    await write(disk, 0, b"a" * 4 * BLOCK)
+    disk.table[1], disk.table[2] = disk.table[2], disk.table[1]
+    assert not disk.write_now(BLOCK - 512, [b"b" * 1024])
+    assert not disk.write_now(BLOCK - 512, [b"b" * 512, b"b" * 512])
+    assert disk.write_now(BLOCK - 512, [b"b" * 512])
+    await write(disk, 2 * BLOCK - 512, b"c" * 1024)
+    assert await read(disk, 2 * BLOCK - 1024, 2048) == b"a" * 512 + b"c" * 1024 + b"a" * 512
+
+
+async def test_blocks_are_loaded_first() -> None:
+    disk = Blocks(2, known=False)
+    into = memoryview(bytearray(b"x" * 1024))
+    assert not disk.read_now(BLOCK - 512, into)
+    await disk.read(BLOCK - 512, into)
+    assert into == bytes(1024)
+    assert disk.read_now(BLOCK - 512, into)
+
+
+async def test_zeroes_are_not_written_where_there_are_zeroes() -> None:
+    disk = Blocks(2)
+    await write(disk, 0, bytes(BLOCK), bytes(512))
+    await disk.deallocate(0, 2 * BLOCK)
+    assert disk.prepared == []
+    assert disk.discarded == []
+
+
+async def test_a_smaller_parent_is_read_up_to_its_end() -> None:
+    parent = MemoryStore(BLOCK + 512)
+    parent.content[:] = b"p" * (BLOCK + 512)
+    disk = Blocks(3, parent)
+    assert await read(disk, 0, 3 * BLOCK) == b"p" * (BLOCK + 512) + bytes(2 * BLOCK - 512)
+    assert await disk.extents(0, 3 * BLOCK, 9) == [
+        Extent(0, BLOCK + 512, MAPPED),
+        Extent(BLOCK + 512, 2 * BLOCK - 512, DEALLOCATED),
+    ]
+    await write(disk, 2 * BLOCK, b"c" * 512)
+    assert (await disk.extents(2 * BLOCK, BLOCK, 9))[0].state is MAPPED
+
+
+async def test_deallocation_of_whole_blocks_and_parts() -> None:
+    disk = Blocks(4)
+    await write(disk, 0, b"a" * 4 * BLOCK)
+    await disk.deallocate(512, 2 * BLOCK)
+    assert disk.discarded == [1]
+    assert await read(disk, 0, 3 * BLOCK) == b"a" * 512 + bytes(2 * BLOCK) + b"a" * (BLOCK - 512)
+    await disk.write_zeroes(2 * BLOCK, 2 * BLOCK)
+    assert disk.discarded == [1]  # what is there stays there
+    assert await disk.extents(0, 4 * BLOCK, 1) == [Extent(0, BLOCK, MAPPED)]
+
+
+async def test_space_is_not_given_up_while_a_read_of_it_runs() -> None:
+    disk = Blocks(2)
+    await write(disk, 0, b"a" * BLOCK)
+    gate = asyncio.Event()
+    original = disk.file.read
+
+    async def slow_read(offset_bytes: int, into: memoryview) -> None:
+        await gate.wait()
+        await original(offset_bytes, into)
+
+    disk.recorded.slow = True
+    disk.recorded.read = slow_read  # type: ignore[method-assign]
+    disk._file_read_now = lambda offset_bytes, into: False
+    reading = asyncio.ensure_future(disk.read(0, memoryview(bytearray(512))))
+    await asyncio.sleep(0)
+    discarding = asyncio.ensure_future(disk.deallocate(0, BLOCK))
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert disk.discarded == []
+    gate.set()
+    await asyncio.gather(reading, discarding)
+    assert disk.discarded == [0]
+
+
+@pytest.mark.parametrize(("is_durable", "length", "flushes"), [(True, 512, 0), (False, 512, 1)])
+async def test_a_durable_write_needs_durable_metadata(
+    is_durable: bool, length: int, flushes: int
+) -> None:
+    disk = Blocks(2)
+    disk.is_durable = is_durable
+    await disk.write(0, [b"d" * length], durable=True)
+    assert disk.recorded.flushes == flushes
+    assert disk.recorded.durable[BLOCK : BLOCK + length] == b"d" * length
+
+
+async def test_a_durable_write_of_several_blocks_is_flushed_once() -> None:
+    disk = Blocks(2)
+    await disk.write(512, [b"d" * BLOCK], durable=True)
+    assert disk.recorded.flushes == 1
+    assert disk.recorded.durable[BLOCK + 512 : 2 * BLOCK + 512] == b"d" * BLOCK
+
+
+async def test_a_cancelled_preparation_ends_first() -> None:
+    disk = Blocks(2)
+    task = asyncio.ensure_future(disk.write(0, [b"a" * 512]))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert disk.begun == 1
+    done = []
+
+    async def work() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        done.append(1)
+
+    task = asyncio.ensure_future(uninterrupted(work()))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [1]
+
+
+async def test_a_read_only_disk_takes_no_writes() -> None:
+    disk = Blocks(2)
+    disk.capabilities = Capabilities(read_only=True)
+    assert not disk.write_now(0, [bytes(512)])
+    for attempt in (disk.write(0, [bytes(512)]), disk.deallocate(0, 512)):
+        with pytest.raises(StorageError, match="read-only"):
+            await attempt
+
+
+def test_buffers() -> None:
+    data: list[Buffer] = [b"abc", bytearray(b"de"), memoryview(b"fgh")]
+    for start in range(8):
+        for length in range(1, 9 - start):
+            joined = b"".join(bytes(part) for part in slice_buffers(data, start, length))
+            assert joined == b"abcdefgh"[start : start + length]
+    assert all_zero([bytes(100_000), bytearray(1)])
+    for at in (0, 70_000, 99_999):
+        changed = bytearray(100_000)
+        changed[at] = 1
+        assert not all_zero([b"", changed])
+    into = memoryview(bytearray(b"x" * 150_000))
+    fill_zeroes(into[1:])
+    assert bytes(into) == b"x" + bytes(149_999)
