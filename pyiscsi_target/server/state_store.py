@@ -111,7 +111,7 @@ class StateStore(StateReader):
             if _is_valid(path):  # a damaged file must not push out the good one before it
                 path.replace(previous)
                 undo = partial(previous.replace, path)
-            elif not (path.exists() or previous.exists()):
+            elif not path.exists():
                 undo = partial(path.unlink, missing_ok=True)
             temporary.replace(path)
             _sync_directory(self.directory)

@@ -195,6 +195,24 @@ def test_a_save_that_fails_at_any_step_did_not_happen(
     assert store.load("identities") == THIRD
 
 
+def test_a_failed_save_after_a_crash_leaves_the_previous_generation(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The crash came between the two renames, so there is no last generation."""
+    store.save("identities", FIRST)
+    store.save("identities", SECOND)
+    (store.directory / "identities.json").unlink()
+
+    def fail(_directory: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state_store, "_sync_directory", fail)
+        with pytest.raises(StateError):
+            store.save("identities", THIRD)
+    assert store.load("identities") == FIRST
+
+
 def test_a_save_that_fails_leaves_damage_as_it_was(
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
