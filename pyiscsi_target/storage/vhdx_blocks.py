@@ -65,6 +65,26 @@ class OpenedFile:
     punches: bool  # whether the file takes holes
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A range of a block that somebody waits to write in place."""
+
+    block: int
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class OwnPart:
+    """What is to be a child's own of a block at a place; `own` has a bit for each sector."""
+
+    block: int
+    place: int
+    own: int
+    is_new: bool = False  # its space was taken for this, and is clean but for what was copied
+    copied: bool = False  # something of it is not on the medium yet
+
+
 class VhdxBlocks(BlockImage):
     """The request path of an open VHDX file; closing and resizing are `vhdx.VhdxDisk`'s."""
 
@@ -88,6 +108,7 @@ class VhdxBlocks(BlockImage):
         self._freed: list[tuple[int, int]] = []  # punched, and not flushed since
         self._bat_sectors: dict[int, bytes] = {}
         self._looked_for_gaps = False
+        self._wishes: list[Wish] = []
 
     @property
     def data_write_guid(self) -> UUID:
@@ -253,29 +274,73 @@ class VhdxBlocks(BlockImage):
     # Making room for writes
 
     async def _prepare(self, block: int, start: int, end: int) -> int:
-        async with self.changing:
-            if self.table[block] == UNKNOWN:
-                await self._load(block)
-            value = self.table[block]
-            if value > 0:  # by another write, meanwhile
-                return value
-            place, state = placed(value)
+        """Wishes that come while others are granted are granted together, with one flush."""
+        wish = Wish(block, start, end)
+        self._wishes.append(wish)
+        try:
+            while True:
+                async with self.changing:
+                    if await self._is_granted(wish):
+                        return placed(self.table[block])[0]
+                    try:
+                        await self._grant(self._wishes)
+                    except StorageError:
+                        await self._grant([wish])  # for the others' failures are not its own
+        finally:
+            self._wishes.remove(wish)
+
+    async def _is_granted(self, wish: Wish) -> bool:
+        """Whether the range can be written in place. (A discard may have come in between.)"""
+        while (pieces := self._pieces(wish.block, wish.start, wish.end)) is None:
+            await self._load(wish.block)
+        return all(piece.source is Source.FILE for piece in pieces)
+
+    async def _grant(self, wishes: Sequence[Wish]) -> None:
+        """Make room for all of them, or some. Raises StorageError."""
+        partial: dict[int, OwnPart] = {}
+        try:
+            for wish in tuple(wishes):
+                if not await self._is_granted(wish):
+                    await self._plan(wish, partial)
+            if any(part.copied for part in partial.values()):
+                await self.flush()
+            for part in list(partial.values()):
+                await self._own(part)
+                del partial[part.block]
+        finally:
+            for part in partial.values():
+                self._give_up(part)
+
+    async def _plan(self, wish: Wish, partial: dict[int, OwnPart]) -> None:
+        """Make room for the wish, or say in `partial` what is to become the child's own."""
+        part = partial.get(wish.block)
+        if part is None:
+            place, state = placed(self.table[wish.block])
             if state == BlockState.PARTIALLY_PRESENT:
-                return await self._own_more(block, place, start, end)
-            if state == BlockState.NOT_PRESENT and not await self._parent_is_empty(block):
-                return await self._own_first(block, start, end)
-            if place:  # its own, with what it held before
-                await self.file.punch(place, self.block_bytes)
-                await self.file.flush()
-                await self._commit({block: place})
-                return place
-            place = await self._take_space(self.block_bytes)
-            try:
-                await self._commit({block: place})
-            except BaseException:
-                self._space.free(place, self.block_bytes, clean=True)
-                raise
-            return place
+                await self._bitmaps.load(wish.block, 0, self._block_sectors)
+                own = self._bitmaps.bits(wish.block, 0, self._block_sectors)
+                part = OwnPart(wish.block, place, own)
+            elif state == BlockState.NOT_PRESENT and not await self._parent_is_empty(wish.block):
+                part = await self._plan_first(wish.block)
+            else:
+                await self._allocate(wish.block, place)
+                return
+            partial[wish.block] = part
+        await self._copy_missing(part, *self._copied_range(wish))
+
+    async def _allocate(self, block: int, place: int) -> None:
+        """A block that reads as zeroes gets space; `place` is where it had some, or 0."""
+        if place:  # with what it held before
+            await self.file.punch(place, self.block_bytes)
+            await self.file.flush()
+            await self._commit({block: place})
+            return
+        place = await self._take_space(self.block_bytes)
+        try:
+            await self._commit({block: place})
+        except BaseException:
+            self._space.free(place, self.block_bytes, clean=True)
+            raise
 
     async def _parent_is_empty(self, block: int) -> bool:
         """Whether all of the block reads as zeroes without being in the file."""
@@ -283,78 +348,75 @@ class VhdxBlocks(BlockImage):
         length = min(self.block_bytes, self.size_bytes - offset)
         return self.parent is None or await self._parent_is_zero(offset, length)
 
-    def _copied_range(self, block: int, start: int, end: int) -> tuple[int, int]:
+    def _copied_range(self, wish: Wish) -> tuple[int, int]:
         """The range of a block, as bits of its sectors, that is copied for a write of a part."""
         size, unit = self.metadata.logical_sector_bytes, _COPY_ALIGNMENT_BYTES
-        disk_end = self.size_bytes - (block << self._shift)
-        stop = min(-(-end // unit) * unit, self.block_bytes, disk_end)
-        return start // unit * unit // size, stop // size
+        disk_end = self.size_bytes - (wish.block << self._shift)
+        stop = min(-(-wish.end // unit) * unit, self.block_bytes, disk_end)
+        return wish.start // unit * unit // size, stop // size
 
-    async def _own_first(self, block: int, start: int, end: int) -> int:
-        """A block of which nothing is the child's own becomes partly so."""
+    async def _plan_first(self, block: int) -> OwnPart:
+        """Space for a block of which nothing is the child's own, and for its bitmap."""
+        part = OwnPart(block, await self._take_space(self.block_bytes), 0, is_new=True)
         chunk = block // self._bat.geometry.chunk_ratio
-        place = await self._take_space(self.block_bytes)
-        bitmap = self._bitmaps.places[chunk]
-        places: dict[int, int] = {}
         try:
-            if not bitmap:
-                places[chunk] = await self._take_space(BITMAP_BYTES)
-                self._bitmaps.places[chunk] = places[chunk]
+            if not self._bitmaps.places[chunk]:
+                await self._add_bitmap(chunk)
             await self._bitmaps.load(block, 0, self._block_sectors)
-            await self._copy_and_set(block, place, start, end, 0, places)
         except BaseException:
-            self._space.free(place, self.block_bytes, clean=False)
-            if places:
-                self._bitmaps.places[chunk] = 0
-                self._space.free(places[chunk], BITMAP_BYTES, clean=True)
+            self._give_up(part)
             raise
-        return place
+        return part
 
-    async def _own_more(self, block: int, place: int, start: int, end: int) -> int:
-        """More of a block becomes the child's own."""
-        await self._bitmaps.load(block, 0, self._block_sectors)
-        old = self._bitmaps.bits(block, 0, self._block_sectors)
-        size = self.metadata.logical_sector_bytes
-        first, last = start // size, -(-end // size)
-        if all(is_own for _, is_own in runs(old >> first, last - first)):
-            return place
-        await self._copy_and_set(block, place, start, end, old, {})
-        return place
+    async def _add_bitmap(self, chunk: int) -> None:
+        """A sector bitmap block of zeroes: nothing of the chunk is the child's own yet."""
+        place = await self._take_space(BITMAP_BYTES)
+        try:
+            await self._commit({}, {chunk: place})
+        except BaseException:
+            self._space.free(place, BITMAP_BYTES, clean=True)
+            raise
 
-    async def _copy_and_set(
-        self, block: int, place: int, start: int, end: int, old: int, places: Mapping[int, int]
-    ) -> None:
-        """Copy what is missing in the range from the parent, then set the bits beside `old`."""
-        size, count = self.metadata.logical_sector_bytes, self._block_sectors
-        first, last = self._copied_range(block, start, end)
-        sector = first
-        for length, is_own in runs(old >> first, last - first):
-            if not is_own:
-                await self._copy_from_parent(block, place, sector * size, (sector + length) * size)
+    def _give_up(self, part: OwnPart) -> None:
+        if part.is_new:
+            self._space.free(part.place, self.block_bytes, clean=not part.copied)
+
+    async def _copy_missing(self, part: OwnPart, first: int, last: int) -> None:
+        """Copy what is not the child's own among these sectors from the parent."""
+        size, sector = self.metadata.logical_sector_bytes, first
+        for length, is_own in runs(part.own >> first, last - first):
+            offset = (part.block << self._shift) + sector * size
+            is_clean = part.is_new and await self._parent_is_zero(offset, length * size)
+            if not is_own and not is_clean:
+                part.copied = True
+                start = part.place + sector * size
+                await self._copy_from_parent(offset, start, length * size)
             sector += length
-        await self.flush()
-        new = old | (1 << (last - first)) - 1 << first
+        part.own |= (1 << (last - first)) - 1 << first
+
+    async def _own(self, part: OwnPart) -> None:
+        """What is the child's own is on the medium: now it becomes visible."""
+        size, count, block = self.metadata.logical_sector_bytes, self._block_sectors, part.block
         disk_sectors = min(count, (self.size_bytes - (block << self._shift)) // size)
         full = (1 << disk_sectors) - 1
-        if new & full == full:
-            await self._commit({block: place}, places)
+        if part.own & full == full:
+            await self._commit({block: part.place})
             return
-        value = ~(place | BlockState.PARTIALLY_PRESENT)
-        stored = self._bitmaps.bits(block, 0, count)
-        changed = (stored ^ new) & (1 << count) - 1
+        changed = self._bitmaps.bits(block, 0, count) ^ part.own
         sectors: dict[int, bytes] = {}
         if changed:
             low, high = (changed & -changed).bit_length() - 1, changed.bit_length()
-            part = new >> low & (1 << (high - low)) - 1
-            sectors = self._bitmaps.changed(block, low, high, part)
-        await self._commit({block: value}, places, sectors)
+            bits = part.own >> low & (1 << (high - low)) - 1
+            sectors = self._bitmaps.changed(block, low, high, bits)
+        await self._commit({block: ~(part.place | BlockState.PARTIALLY_PRESENT)}, {}, sectors)
 
-    async def _copy_from_parent(self, block: int, place: int, start: int, end: int) -> None:
-        buffer = memoryview(bytearray(min(end - start, _COPY_BYTES)))
-        for at in range(start, end, len(buffer)):
-            part = buffer[: min(len(buffer), end - at)]
-            await self._read_parent((block << self._shift) + at, part)
-            await self.file.write(place + at, (part,))
+    async def _copy_from_parent(self, offset: int, place: int, length: int) -> None:
+        buffer = memoryview(bytearray(min(length, _COPY_BYTES)))
+        for at in range(0, length, len(buffer)):
+            part = buffer[: min(len(buffer), length - at)]
+            await self._read_parent(offset + at, part)
+            if not self.file.write_now(place + at, (part,)):
+                await self.file.write(place + at, (part,))
 
     def _metadata_is_durable(self) -> bool:
         return self._log.is_durable

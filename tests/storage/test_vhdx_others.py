@@ -198,17 +198,16 @@ asyncio.run(main())
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, stop: int) -> None:
     image = tmp_path / "disk.vhdx"
     create(image, NewDisk(SIZE, block_bytes=MIB))
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, image], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    command = [sys.executable, "-c", WRITER, image]
     acknowledged = 0
-    while acknowledged < stop:
-        acknowledged = int(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
-    acknowledged += sum(1 for _ in process.stdout)  # what was on its way
-    process.stdout.close()
-    process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            while acknowledged < stop:
+                acknowledged = int(process.stdout.readline())
+        finally:
+            process.send_signal(signal.SIGKILL)
+        acknowledged += sum(1 for _ in process.stdout)  # what was on its way
     asyncio.run(_check_writer(image, acknowledged))
 
 
