@@ -489,6 +489,49 @@ async def test_a_block_that_is_all_its_own_needs_no_bitmap() -> None:
     await check_crashes(file, model, 10, 1, parent)
 
 
+async def test_space_into_which_a_failed_write_copied_is_not_clean() -> None:
+    file, parent, _ = await made_child()
+    child = open_disk(file, parent)
+    await write(child, 3 * MIB, fill(1, 512))
+    file.slow = True
+    file.fail = None
+    original = file.flush_blocking
+
+    def fails() -> None:
+        raise StorageError(StorageFault.MEDIUM, "on purpose")
+
+    file.flush_blocking = fails  # type: ignore[method-assign]
+    with pytest.raises(StorageError, match="on purpose"):
+        await child.write(0, [fill(2, 512)])
+    file.flush_blocking = original  # type: ignore[method-assign]
+    await write(child, 2 * MIB + 512, fill(3, 512))
+    assert await read(child, 2 * MIB, MIB) == bytes(512) + fill(3, 512) + bytes(MIB - 1024)
+    assert await read(child, 0, MIB) == fill(200, MIB)
+
+
+async def test_sectors_that_are_not_a_childs_own_may_hold_anything_in_its_file() -> None:
+    """As another program may have left them. The parent has the first half of the block."""
+    parent_file = new_file(4 * MIB)
+    disk = open_disk(parent_file)
+    await write(disk, 0, fill(200, 4096))
+    await disk.close()
+    file = new_file(4 * MIB, block_bytes=2 * MIB, parent=reopened(parent_file.killed()))
+    child = open_disk(file, reopened(parent_file.killed()))
+    await write(child, 0, fill(1, 512))
+    await child.close()
+    content = bytearray(file.killed())
+    place = content.rindex(fill(1, 512))
+    for at in (MIB // 2, MIB + MIB // 2):
+        content[place + at : place + at + MIB // 4] = fill(0xEE, MIB // 4)
+    child = open_disk(RecordingFile(bytes(content)), reopened(parent_file.killed()))
+    expected = bytearray(fill(1, 512) + fill(200, 4096 - 512) + bytes(2 * MIB - 4096))
+    for at in (MIB // 2, MIB + MIB // 2):
+        await write(child, at + 512, fill(2, 512))
+        expected[at + 512 : at + 1024] = fill(2, 512)
+    assert await read(child, 0, 2 * MIB) == expected
+    await child.close()
+
+
 async def test_a_child_knows_its_parent() -> None:
     file, parent, _ = await made_child()
     content = parent.file.killed()  # type: ignore[attr-defined]

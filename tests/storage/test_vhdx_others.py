@@ -198,7 +198,7 @@ asyncio.run(main())
 def test_what_was_acknowledged_survives_kill_9(tmp_path: Path, stop: int) -> None:
     image = tmp_path / "disk.vhdx"
     create(image, NewDisk(SIZE, block_bytes=MIB))
-    command = [sys.executable, "-c", WRITER, image]
+    command = [sys.executable, "-c", WRITER, str(image)]
     acknowledged = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

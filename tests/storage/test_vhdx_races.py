@@ -143,3 +143,34 @@ async def test_writes_that_need_the_parent_share_flushes() -> None:
     for number in range(32):
         expected[128 * KIB * number : 128 * KIB * number + SECTOR] = b"c" * SECTOR
     assert await read(child, 0, 4 * MIB) == expected
+
+
+async def test_a_write_that_takes_its_time_does_not_hit_the_next_owner_of_the_space() -> None:
+    file = RecordingFile(new_file(4 * MIB).killed())
+    disk = open_disk(file)
+    await write(disk, 0, b"a" * SECTOR)
+    gate, original = asyncio.Event(), file.write
+
+    async def late_write(
+        offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
+    ) -> None:
+        if data[0] == b"late" * 128:
+            await gate.wait()
+        await original(offset_bytes, data, durable=durable)
+
+    file.slow = True
+    file.write = late_write  # type: ignore[method-assign]
+    late = asyncio.ensure_future(disk.write(SECTOR, [b"late" * 128]))
+    await asyncio.sleep(0)
+    freeing = asyncio.ensure_future(disk.deallocate(0, MIB))
+    for number in range(1, 3):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        await disk.flush()
+        await disk.write(number * MIB, [b"b" * SECTOR])
+    gate.set()
+    await asyncio.gather(late, freeing)
+    await disk.flush()
+    await disk.write(3 * MIB, [b"c" * SECTOR])
+    for number, byte in ((1, b"b"), (2, b"b"), (3, b"c")):
+        assert await read(disk, number * MIB, 2 * SECTOR) == byte * SECTOR + bytes(SECTOR)
