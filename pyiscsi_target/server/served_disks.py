@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..scsi.logical_unit import DiskSettings, LogicalUnit
 from ..storage.base import BackingStore, StorageError, StorageFault
-from ..storage.create_child import create_child, is_child
+from ..storage.create_child import create_child, descends_from
 from ..storage.open import image_path, make_directory, open_store
 from ..storage.vhdx_create import Kind
 from .config_model import DiskConfig
@@ -69,8 +69,8 @@ class ServedDisks:
         if not image.exists():
             make_directory(image.parent, self._base_dir)
             create_child(image, parent)
-        elif not is_child(image, parent):
-            message = f"{image}: is no child of {parent}, as its configuration has it"
+        elif not descends_from(image, parent):
+            message = f"{image}: does not descend from {parent}, as its configuration has it"
             raise StorageError(StorageFault.INVALID, message)
 
     def sizes_bytes(self) -> dict[str, int]:

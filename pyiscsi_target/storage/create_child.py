@@ -34,9 +34,21 @@ def create_child(
 
 def is_child(image: Path, parent: Path) -> bool:
     """Whether the image was made of `parent`, and still fits. Blocking. Raises StorageError."""
+    return any(ancestor.samefile(parent) for ancestor in _ancestors(image)[:1])
+
+
+def descends_from(image: Path, ancestor: Path) -> bool:
+    """Whether `ancestor` is the image's parent, or that one's, and so on. Blocking.
+
+    Between the two there may be snapshots. Raises StorageError.
+    """
+    return any(found.samefile(ancestor) for found in _ancestors(image))
+
+
+def _ancestors(image: Path) -> list[Path]:
+    """The files below the image, its parent first; they fit."""
     disk = open_image(image, read_only=True)
     try:
-        chain = describe_chain(disk)
+        return [link.path for link in describe_chain(disk)[1:]]
     finally:
         disk.close_blocking()
-    return len(chain) > 1 and chain[1].path.samefile(parent)

@@ -1,5 +1,6 @@
 """Disks that share a parent, and disks whose changes are thrown away."""
 
+import asyncio
 import hashlib
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from pyiscsi_target.app import Application, StartError
+from pyiscsi_target.server.control import ask
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.open import open_image
 from pyiscsi_target.storage.vhdx_create import Kind
@@ -67,7 +69,26 @@ async def test_children_of_one_golden_image(tmp_path: Path, suffix: str) -> None
     disks["a"]["differencing_of"] = (await make_golden(tmp_path / "nodes", suffix)).relative_to(
         tmp_path
     )
-    assert "is no child of" in await refusal(tmp_path, disks)
+    assert "does not descend from" in await refusal(tmp_path, disks)
+
+
+@pytest.mark.parametrize("suffix", [".vhd", ".vhdx"])
+async def test_snapshots_come_between_a_child_and_its_golden_image(
+    tmp_path: Path, suffix: str
+) -> None:
+    golden = await make_golden(tmp_path, suffix)
+    disks = {"a": {"path": f"a{suffix}", "differencing_of": golden.name}}
+    state_dir = config_of(tmp_path, disks=disks).server.state_dir
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        for name in ("one", "two"):
+            await write(peer, 0, name.encode())
+            await asyncio.to_thread(ask, state_dir, "snapshot", disks=["a"], snapshot=name)
+        assert await read(peer, 0) == b"two"
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        assert await read(await live.log_in(), 0) == b"two"
+        await asyncio.to_thread(ask, state_dir, "restore", disks=["a"], snapshot="one", force=True)
+        assert await read(await live.log_in(), 0) == b"one"
 
 
 async def test_a_golden_image_that_is_not_there(tmp_path: Path) -> None:
