@@ -20,6 +20,7 @@ from .logs import log_event
 SOCKET_NAME = "control"
 LINE_LENGTH_MAXIMUM = 64 << 10  # of a request, in bytes
 REQUEST_TIMEOUT_S = 5.0  # for the request to arrive
+ANSWER_TIMEOUT_S = 5.0  # for the answer to be read
 CONNECTIONS_MAXIMUM = 8
 _UMASK = 0o177  # the socket's mode is 0600 from the first moment
 _PATH_LENGTH_MAXIMUM = 100  # bytes of sockaddr_un that every platform has
@@ -85,19 +86,16 @@ class ControlServer:
                 await self._converse(reader, writer)
             finally:
                 self._conversations.discard(conversation)
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+        else:
+            writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), REQUEST_TIMEOUT_S)
             answer = await self._answer(line)
-        except (TimeoutError, ValueError, OSError) as error:
+        except (TimeoutError, ValueError, RecursionError, OSError) as error:
             answer = {"error": f"not a request: {error}"}
-        with contextlib.suppress(OSError):
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
+        await _send(writer, json.dumps(answer).encode() + b"\n")
 
     async def _answer(self, line: bytes) -> Json:
         request = json.loads(line)
@@ -113,6 +111,17 @@ class ControlServer:
         except Exception as error:
             log_event(_log, logging.ERROR, "control_failed", request=request["request"], exc=error)
             return {"error": f"internal error: {type(error).__name__}; the server's log has more"}
+
+
+async def _send(writer: asyncio.StreamWriter, line: bytes) -> None:
+    """The last word of a conversation; who does not read it must not hold up the server's end."""
+    writer.write(line)
+    writer.close()
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            await writer.wait_closed()
+    except OSError:  # a TimeoutError is one
+        writer.transport.abort()
 
 
 def ask(directory: Path, request: str, **arguments: object) -> Json:

@@ -99,6 +99,7 @@ async def test_a_fault_tells_its_kind_and_no_more(
         b'{"request": []}\n',
         b'{"request": "stop"}\n',
         b"\xff\n",
+        b"[" * (LINE_LENGTH_MAXIMUM - 1) + b"\n",
     ],
 )
 async def test_what_is_no_request(directory: Path, line: bytes) -> None:
@@ -156,6 +157,26 @@ async def test_what_was_asked_is_answered_before_the_end(tmp_path: Path) -> None
     gate.set()
     assert await asked == {"done": True}
     await closing
+
+
+async def test_who_does_not_read_his_answer_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "ANSWER_TIMEOUT_S", 0.01)
+    begun = asyncio.Event()
+
+    async def much(request: Json) -> Json:
+        begun.set()
+        return {"much": "x" * (64 << 20)}
+
+    server = ControlServer(tmp_path, {"much": much})
+    await server.start()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        with control._short_path(tmp_path) as path:
+            deaf.connect(path)
+        deaf.sendall(b'{"request": "much"}\n')
+        await begun.wait()
+        await server.close()
 
 
 @pytest.mark.parametrize("directory", ["absent", "a file"])
