@@ -431,9 +431,11 @@ def _replace_lost(state: State, requester: NexusKey, request: Request, ports: se
 def purge(state: State, initiator: str) -> Change:
     """What the operator does to the registrations of an initiator that does not come back.
 
-    `initiator` is an initiator port name, or an initiator name for all of its ports. For everybody
-    else it is a PREEMPT AND ABORT of those registrations, and their reservation is released.
+    `initiator` is an initiator port name, or an initiator name for all of its ports; letters' case
+    does not count (RFC 3722). For everybody else it is a PREEMPT AND ABORT of those registrations,
+    and their reservation is released.
     """
+    initiator = initiator.lower()  # as a login and a TransportID store it
     purged = frozenset(
         nexus for nexus in state.registrations if initiator in (nexus[0], device_name(nexus[0]))
     )

@@ -447,6 +447,7 @@ def test_an_initiator_is_purged_by_port_or_with_all_its_ports() -> None:
     assert purge(state, device).state.registrations == {TWO: 4}
     assert purge(state, other_isid).aborts == {(other_isid, 1)}
     assert purge(state, A).aborts == {ONE, ONE_PATH_2}
+    assert purge(state, A.upper()) == purge(state, A)
     assert purge(state, device[:-1]) == Change(state)
 
 
