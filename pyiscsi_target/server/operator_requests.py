@@ -11,6 +11,8 @@ from .control import ControlError, Handler, Json
 from .logs import log_event
 from .reservation_report import report
 
+SIZE_MAXIMUM_BYTES = (1 << 63) - 1  # what an offset in a file can be
+
 _log = logging.getLogger(__name__)
 
 
@@ -51,6 +53,8 @@ class OperatorRequests:
         size_bytes = request.get("size_bytes")
         if not isinstance(size_bytes, int) or size_bytes <= 0 or size_bytes % unit.block_size:
             raise ControlError(f"a size is a multiple of {unit.block_size} bytes, not {size_bytes}")
+        if size_bytes > SIZE_MAXIMUM_BYTES:
+            raise ControlError(f"{size_bytes} bytes are more than a file can have")
         if unit.read_only:
             raise ControlError(f"disk {unit.name!r} is read only")
         before_bytes = unit.store.size_bytes

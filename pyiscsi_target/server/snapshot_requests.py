@@ -119,7 +119,7 @@ class SnapshotRequests:
         if not isinstance(names, list) or not names:
             raise ControlError("no disk is named")
         images = {}
-        for name in names:
+        for name in map(str, names):
             if name not in self._disks.units:
                 known = ", ".join(self._disks.units)
                 raise ControlError(f"no disk {name!r} is served; there are: {known}")

@@ -64,6 +64,7 @@ async def test_a_disk_shrinks_where_it_is_empty(tmp_path: Path) -> None:
         ({"disk": "disk"}, "multiple of 512 bytes, not None"),
         ({"disk": "disk", "size_bytes": SIZE + 1}, "multiple of 512"),
         ({"disk": "disk", "size_bytes": 0}, "multiple of 512"),
+        ({"disk": "disk", "size_bytes": 512 << 70}, "more than a file can have"),
         ({"disk": "disk", "size_bytes": "1G"}, "multiple of 512"),
         ({"disk": "fixed", "size_bytes": 2 * SIZE}, "'fixed' is read only"),
     ],

@@ -117,6 +117,7 @@ async def test_a_size_comes_back_too(tmp_path: Path) -> None:
     [
         ("snapshot", {"disks": ["data"], "snapshot": "../x"}, "cannot name a snapshot"),
         ("snapshot", {"disks": ["dota"], "snapshot": "x"}, "no disk 'dota' is served"),
+        ("snapshot", {"disks": [["data"]], "snapshot": "x"}, "no disk .* is served"),
         ("snapshot", {"disks": [], "snapshot": "x"}, "no disk is named"),
         ("snapshot", {"disks": "data", "snapshot": "x"}, "no disk is named"),
         ("snapshot", {"disks": ["memory"], "snapshot": "x"}, "'memory' has no file of its own"),
