@@ -61,11 +61,11 @@ from .vhdx_format import (
 from .vhdx_header import Header
 
 CREATOR = f"pyiscsi-target {__version__}"
-LOG_BYTES = MIB
 METADATA_BYTES = MIB
 _LOG_START = HEADER_SECTION_BYTES
-_METADATA_START = _LOG_START + LOG_BYTES
-_BAT_START = _METADATA_START + METADATA_BYTES
+# Small blocks are taken often, and a log that is full is written out before the next.
+_LOG_BYTES_MAX = 4 * MIB
+_LOG_FOR_BLOCKS_OF_BYTES = 32 * MIB  # of them a MiB of log serves for two GiB
 _BAT_ENTRIES_AT_ONCE = 1 << 17
 
 
@@ -103,11 +103,23 @@ class NewDisk:
     physical_sector_bytes: int = 4096
     parent: ParentLink | None = None
     disk_id: UUID | None = None  # a child has that of its parent
+    log_bytes: int = 0  # 0: enough for the block size
 
     @property
     def blocks_of_bytes(self) -> int:
         """The block size."""
         return self.block_bytes or DEFAULT_BLOCK_BYTES[self.kind]
+
+    @property
+    def metadata_start(self) -> int:
+        """Where the metadata region begins, behind the log."""
+        enough = min(_LOG_FOR_BLOCKS_OF_BYTES // self.blocks_of_bytes * MIB, _LOG_BYTES_MAX)
+        return _LOG_START + (self.log_bytes or max(enough, MIB))
+
+    @property
+    def bat_start(self) -> int:
+        """Where the BAT region begins."""
+        return self.metadata_start + METADATA_BYTES
 
     @property
     def geometry(self) -> Geometry:
@@ -147,20 +159,21 @@ def create_vhdx(file: ImageFile, disk: NewDisk) -> None:
         raise StorageError(StorageFault.INVALID, f"{file.name}: {problem}")
     geometry = disk.geometry
     bat_bytes = -(-geometry.entry_count * BAT_ENTRY_BYTES // MIB) * MIB
-    blocks_start = _BAT_START + bat_bytes
+    blocks_start = disk.bat_start + bat_bytes
     is_fixed = disk.kind is Kind.FIXED
     payload_bytes = geometry.block_count * geometry.block_bytes if is_fixed else 0
     file.set_size_blocking(blocks_start + payload_bytes)
     # Metadata must never fail for want of space; of the payload that is what fixed means.
     file.zero_blocking(_LOG_START, blocks_start + payload_bytes - _LOG_START)
     if is_fixed:
-        _write_fixed_bat(file, geometry, blocks_start)
+        _write_fixed_bat(file, disk, blocks_start)
     _write_metadata(file, disk)
-    table = _region_table(bat_bytes)
+    table = _region_table(disk, bat_bytes)
     for offset in REGION_TABLE_OFFSETS:
         file.write_blocking(offset, table)
+    log_bytes = disk.metadata_start - _LOG_START
     for number, offset in enumerate(HEADER_OFFSETS):
-        header = Header(number, uuid4(), uuid4(), NO_GUID, _LOG_START, LOG_BYTES)
+        header = Header(number, uuid4(), uuid4(), NO_GUID, _LOG_START, log_bytes)
         file.write_blocking(offset, header.build())
     file.flush_blocking()
     file.write_blocking(FILE_IDENTIFIER_OFFSET, _identifier())
@@ -173,9 +186,12 @@ def _identifier() -> bytes:
     return built
 
 
-def _region_table(bat_bytes: int) -> bytes:
+def _region_table(disk: NewDisk, bat_bytes: int) -> bytes:
     table = bytearray(REGION_TABLE_BYTES)
-    regions = ((BAT_REGION, _BAT_START, bat_bytes), (METADATA_REGION, _METADATA_START, MIB))
+    regions = (
+        (BAT_REGION, disk.bat_start, bat_bytes),
+        (METADATA_REGION, disk.metadata_start, METADATA_BYTES),
+    )
     head = {"signature": REGION_SIGNATURE, "checksum": 0, "entry_count": len(regions)}
     parts = REGION_TABLE_HEADER.build(head) + b"".join(
         REGION_ENTRY.build({"guid": guid, "file_offset": start, "length": length, "required": 1})
@@ -185,8 +201,9 @@ def _region_table(bat_bytes: int) -> bytes:
     return sealed(table)
 
 
-def _write_fixed_bat(file: ImageFile, geometry: Geometry, start: int) -> None:
+def _write_fixed_bat(file: ImageFile, disk: NewDisk, start: int) -> None:
     """All blocks, one behind the other; entries of sector bitmaps stay empty."""
+    geometry = disk.geometry
     ratio = geometry.chunk_ratio
     step = max(1, _BAT_ENTRIES_AT_ONCE // ratio) * ratio  # whole chunks
     for first in range(0, geometry.block_count, step):
@@ -198,7 +215,8 @@ def _write_fixed_bat(file: ImageFile, geometry: Geometry, start: int) -> None:
         data = array("Q", entries)
         if Int32ul.build(1) != array("I", [1]).tobytes():
             data.byteswap()
-        file.write_blocking(_BAT_START + geometry.index(first) * BAT_ENTRY_BYTES, data.tobytes())
+        at = disk.bat_start + geometry.index(first) * BAT_ENTRY_BYTES
+        file.write_blocking(at, data.tobytes())
 
 
 def _write_metadata(file: ImageFile, disk: NewDisk) -> None:
@@ -221,8 +239,8 @@ def _write_metadata(file: ImageFile, disk: NewDisk) -> None:
         entry = {"item_id": item_id, "offset": offset, "length": len(data), "flags": item_flags}
         table.append(METADATA_ENTRY.build(entry))
         content += data
-    file.write_blocking(_METADATA_START, b"".join(table))
-    file.write_blocking(_METADATA_START + METADATA_TABLE_BYTES, content)
+    file.write_blocking(disk.metadata_start, b"".join(table))
+    file.write_blocking(disk.metadata_start + METADATA_TABLE_BYTES, content)
 
 
 def build_locator(parent: ParentLink) -> bytes:

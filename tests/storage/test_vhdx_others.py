@@ -128,7 +128,7 @@ async def test_our_disk_when_it_has_grown(tmp_path: Path) -> None:
 async def test_our_log_is_replayed_by_qemu(tmp_path: Path) -> None:
     """At many points of two rounds through the log, with entries applied and not."""
     memory = RecordingFile()
-    create_vhdx(memory, NewDisk(6 * MIB, block_bytes=MIB))
+    create_vhdx(memory, NewDisk(6 * MIB, block_bytes=MIB, log_bytes=MIB))
     disk, model = open_disk(memory), Model(bytearray(6 * MIB))
     image, raw = tmp_path / "disk.vhdx", tmp_path / "disk.img"
     for number in range(80):

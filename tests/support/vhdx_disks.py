@@ -26,7 +26,8 @@ def new_file(
         kind = Kind.DIFFERENCING
         link = ParentLink(parent.data_write_guid, ParentPaths((".\\parent.vhdx",)))
     file = RecordingFile()
-    create_vhdx(file, NewDisk(size_bytes, kind, block_bytes, sector_bytes, parent=link))
+    disk = NewDisk(size_bytes, kind, block_bytes, sector_bytes, parent=link, log_bytes=MIB)
+    create_vhdx(file, disk)
     return file
 
 
