@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..storage.durability import sync_directory
 from .logs import log_event
 
 try:
@@ -89,7 +90,7 @@ class StateStore(StateReader):
             missing = [path for path in (directory, *directory.parents) if not path.exists()]
             directory.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
             for path in missing:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
             self._lock()
         except OSError as error:
             raise StateError(f"state_dir {directory}: {error.strerror or error}") from error
@@ -114,7 +115,7 @@ class StateStore(StateReader):
             elif not path.exists():
                 undo = partial(path.unlink, missing_ok=True)
             temporary.replace(path)
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
         except OSError as error:
             for tidy in (undo, partial(temporary.unlink, missing_ok=True)):
                 with contextlib.suppress(OSError):
@@ -176,14 +177,3 @@ def _write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make names durable; where directories cannot be opened (Windows) there is no need."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -207,7 +207,7 @@ def test_a_failed_save_after_a_crash_leaves_the_previous_generation(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(state_store, "_sync_directory", fail)
+        patch.setattr(state_store, "sync_directory", fail)
         with pytest.raises(StateError):
             store.save("identities", THIRD)
     assert store.load("identities") == FIRST
