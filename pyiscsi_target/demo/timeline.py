@@ -20,8 +20,8 @@ from .story import Event, Kind, Node, Outcome, Story
 
 FRAME_S = 0.1  # between two pictures of the clock
 WIDTH_MAXIMUM = 100
-_FRAME_LINES = 8  # what surrounds the log
 _LOG_LINES_MINIMUM = 6
+_LINES_BELOW = 2  # for the cursor, and for what the terminal echoes at Ctrl-C
 
 STYLES = {
     Kind.STEP: "",
@@ -116,8 +116,15 @@ class LiveTimeline:
     def picture(self, story: Story) -> RenderableType:
         """All of it, as it is now."""
         width = min(self._console.width, WIDTH_MAXIMUM)
-        room = max(_LOG_LINES_MINIMUM, self._console.height - _FRAME_LINES)
-        return Group(_heads(story, width), _log(self._rows[-room:], width))
+        heads = _heads(story, width)
+        room = max(_LOG_LINES_MINIMUM, self._console.height - self._lines_of(heads) - _LINES_BELOW)
+        rows = self._rows[-room:]
+        while len(rows) > 1 and self._lines_of(_log(rows, width)) > room:
+            del rows[0]  # narrow terminals wrap, and the latest is what matters
+        return Group(heads, _log(rows, width))
+
+    def _lines_of(self, part: RenderableType) -> int:
+        return len(self._console.render_lines(part, pad=False))
 
 
 def _heads(story: Story, width: int) -> Table:

@@ -22,11 +22,11 @@ OUTCOME = Outcome(
 )
 
 
-def console(*, terminal: bool, height: int = 24) -> tuple[Console, io.StringIO]:
+def console(*, terminal: bool, height: int = 24, width: int = 80) -> tuple[Console, io.StringIO]:
     output = io.StringIO()
     return Console(
         file=output,
-        width=80,
+        width=width,
         height=height,
         force_terminal=terminal,
         color_system=None,
@@ -74,8 +74,8 @@ def test_records_of_one_node_share_a_row() -> None:
     assert rows[0].event.at_s == 0.3
 
 
-async def picture(height: int = 24, events: int = 0) -> list[str]:
-    printer, output = console(terminal=True, height=height)
+async def picture(height: int = 24, events: int = 0, width: int = 80) -> list[str]:
+    printer, output = console(terminal=True, height=height, width=width)
     timeline = LiveTimeline(printer)
     story = await a_story()
     story.a.state, story.a.registered, story.a.last_record = "no power", True, 15
@@ -119,11 +119,22 @@ async def test_the_log_has_a_column_for_each_node() -> None:
     assert first.index("disk") == second.index("disk")
 
 
-@pytest.mark.parametrize("height", [24, 50])
-async def test_it_fits_the_terminal_and_shows_the_latest(height: int) -> None:
-    lines = await picture(height, events=100)
+@pytest.mark.parametrize(("height", "width"), [(24, 80), (50, 80), (20, 60), (20, 40)])
+async def test_it_fits_the_terminal_and_shows_the_latest(height: int, width: int) -> None:
+    lines = await picture(height, events=100, width=width)
     assert len(lines) < height
     assert "event 99" in lines[-1]
+
+
+async def test_where_lines_wrap_the_latest_is_still_to_be_seen() -> None:
+    printer, output = console(terminal=True, height=20, width=60)
+    timeline = LiveTimeline(printer)
+    for number in range(100):
+        timeline.tell(Event(number, "A", Kind.STEP, f"says what it takes two lines for: {number}"))
+    printer.print(timeline.picture(await a_story()))
+    lines = output.getvalue().splitlines()
+    assert len(lines) < 20
+    assert "for: 99" in lines[-1]
 
 
 async def test_it_is_drawn_while_the_story_plays() -> None:
