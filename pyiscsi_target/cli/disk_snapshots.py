@@ -24,6 +24,7 @@ from ..storage.snapshots import (
     existing_snapshot,
     list_snapshots,
     restore_snapshot,
+    settle,
     take_snapshot,
 )
 from .config_file import EXIT_CONFIG, load_or_exit
@@ -133,9 +134,12 @@ def _change_files(
     change: Callable[[Path, str], object], snapshot: str, images: dict[str, Path]
 ) -> None:
     """Nobody writes to any of the files while one of them changes: together they are one moment."""
-    with ExitStack() as locks:
+    if change is take_snapshot:
         for image in images.values():
-            locks.enter_context(locked(image, shared=True))
+            settle(image)
+    with ExitStack() as locks:
+        for image in images.values() if change is not delete_snapshot else ():
+            locks.enter_context(locked(image, shared=True))  # a merge locks it for itself
         if change is not take_snapshot:
             for image in images.values():
                 existing_snapshot(image, snapshot)

@@ -11,6 +11,7 @@ Everything here blocks, and wants the image closed, its content flushed; what fa
 was. Knows neither which snapshots a server has, nor what is under way on its disks.
 """
 
+import asyncio
 import contextlib
 import os
 import re
@@ -20,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import StorageError, StorageFault
-from .clone import TEMPORARY_SUFFIX, clone_file
+from .clone import TEMPORARY_SUFFIX, allocated_bytes, clone_file
 from .create import ImageFormat, format_of
 from .create_child import create_child, is_child
 from .durability import sync_directory
 from .faults import open_error
+from .merge import merge_image
+from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
@@ -80,6 +83,15 @@ def take_snapshot(image: Path, name: str) -> Snapshot:
         return _describe(name, snapshot)
 
 
+def settle(image: Path) -> None:
+    """Repair an image that was not closed cleanly: a snapshot of it is never written to.
+
+    Nobody may use it meanwhile. Raises StorageError.
+    """
+    if _knows_differencing(image):
+        open_image(image, read_only=False).close_blocking()  # replays its log, restores its footer
+
+
 def _knows_differencing(image: Path) -> bool:
     return format_of(image) is not ImageFormat.RAW
 
@@ -124,20 +136,43 @@ def restore_snapshot(image: Path, name: str) -> None:
             image.chmod(mode)
 
 
-def delete_snapshot(image: Path, name: str) -> None:
-    """Forget the snapshot `name`; the image stays as it is.
+def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = None) -> None:
+    """Forget the snapshot `name`; the image goes on to hold what it does.
 
-    Raises StorageError (MISSING; INVALID where the image or another snapshot is made of it).
+    Where the image is made of the snapshot, it is merged into it and takes its place; then at most
+    `merge_limit_bytes` are written. Raises StorageError (MISSING; INVALID where another snapshot is
+    made of it, or there is too much to merge). Needs a thread without an event loop.
     """
     snapshot = existing_snapshot(image, name)
     with _mapped_errors(image):
-        if _knows_differencing(image):
-            for other in (image, *(found.path for found in list_snapshots(image))):
-                if other != snapshot and is_child(other, snapshot):
-                    message = f"{snapshot}: {other.name} is made of it; merge that first"
-                    raise StorageError(StorageFault.INVALID, message)
-        snapshot.unlink()
+        children = _children(image, snapshot) if _knows_differencing(image) else []
+        for child in children:
+            if child != image:
+                message = f"{snapshot}: the snapshot {child.name} is made of it; delete that first"
+                raise StorageError(StorageFault.INVALID, message)
+        if children:
+            _merge_and_replace(image, snapshot, merge_limit_bytes)
+        else:
+            snapshot.unlink()
         sync_directory(snapshot.parent)
+
+
+def _children(image: Path, snapshot: Path) -> list[Path]:
+    """What is made of the snapshot, of the image and its other snapshots."""
+    others = [found.path for found in list_snapshots(image) if found.path != snapshot]
+    return [child for child in (*others, image) if is_child(child, snapshot)]
+
+
+def _merge_and_replace(image: Path, snapshot: Path, limit_bytes: int | None) -> None:
+    """Cut short at any time, the image is the same disk: its parent keeps the stamp that fits."""
+    own_bytes = allocated_bytes(image)
+    if limit_bytes is not None and own_bytes > limit_bytes:
+        message = f"{image}: {own_bytes} bytes would have to be merged, while commands wait"
+        raise StorageError(StorageFault.INVALID, f"{message}; do it while no server runs")
+    mode = stat.S_IMODE(image.stat().st_mode)
+    asyncio.run(merge_image(image, lambda done, total: None, stamps=False))
+    snapshot.chmod(mode)
+    snapshot.replace(image)
 
 
 def existing_snapshot(image: Path, name: str) -> Path:

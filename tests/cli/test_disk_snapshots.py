@@ -15,7 +15,13 @@ from pyiscsi_target.cli.disk_snapshots import (
     restore_command,
     snapshot_command,
 )
+from pyiscsi_target.storage.check import check_image
+from pyiscsi_target.storage.create import NewImage, create_image, format_of
+from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.lock import locked
+from pyiscsi_target.storage.vhdx_create import Kind
+from pyiscsi_target.storage.open import open_image
+from pyiscsi_target.storage.vhdx_create import Kind
 from tests.support.live import MIB, config_of, serving
 from tests.support.raw_initiator import read_16, write_16
 
@@ -43,6 +49,25 @@ def test_files_that_nobody_serves(tmp_path: Path) -> None:
     assert [[one["name"] for one in listed[str(image)]] for image in images] == [["one"]] * 2
     assert invoke(delete_command, "one", *images).exit_code == 0
     assert invoke(list_command, images[0]).stdout == f"{images[0]}: no snapshots\n"
+
+
+async def test_a_file_that_was_not_closed_cleanly(tmp_path: Path) -> None:
+    """Its log is replayed first: the snapshot is read-only from then on, for other programs too."""
+    served, image = tmp_path / "served.vhdx", tmp_path / "a.vhdx"
+    create_image(served, NewImage(format_of(served), Kind.DYNAMIC, 64 * MIB))
+    disk = open_image(served, read_only=False)
+    await disk.write(MIB, [b"first".ljust(512)])
+    image.write_bytes(served.read_bytes())  # as a killed process leaves it
+    await disk.close()
+    assert await check_image(image)
+    result = await asyncio.to_thread(invoke, snapshot_command, "one", image)
+    assert result.exit_code == 0, result.output
+    assert not await check_image(tmp_path / "a@one.vhdx")
+    disk = open_image(image, read_only=True)
+    into = bytearray(512)
+    await disk.read(MIB, memoryview(into))
+    await disk.close()
+    assert into.startswith(b"first")
 
 
 def test_what_goes_wrong_is_one_line(tmp_path: Path) -> None:
@@ -105,3 +130,15 @@ def test_disks_that_the_config_does_not_have(tmp_path: Path, disk: str, message:
     result = invoke(snapshot_command, "one", disk, "--config", config)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert f"{config}: disks.{disk}: {message}" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".vhd", ".vhdx"])
+def test_images_that_know_differencing(tmp_path: Path, suffix: str) -> None:
+    image = tmp_path / f"data{suffix}"
+    create_image(image, NewImage(format_of(image), Kind.DYNAMIC, MIB))
+    for name in ("one", "two"):
+        assert invoke(snapshot_command, name, image).exit_code == 0
+    assert invoke(restore_command, "two", image).exit_code == 0
+    for name in ("two", "one"):
+        assert invoke(delete_command, name, image).stdout == f"{image}: snapshot {name} deleted\n"
+    assert list(tmp_path.iterdir()) == [image]
