@@ -11,10 +11,9 @@ import click
 
 from ..server.config_values import format_size
 from ..storage.base import BackingStore, StorageError, StorageFault
-from ..storage.block_image import BlockImage
 from ..storage.check import check_image, repair_image
 from ..storage.finding import Finding, Remedy
-from ..storage.merge import merge_into_parent
+from ..storage.merge import merge_image
 from ..storage.open import open_image
 from .disk_options import EXIT_FAILED, ImagePath, failing_softly
 from .disk_progress import shown
@@ -122,35 +121,7 @@ def merge(child: Path) -> None:
     Neither may be in use. Cut short, CHILD shows the same disk as before and can be merged again.
     Other children of the parent do not fit it any more.
     """
-    with failing_softly():
-        parent = asyncio.run(_merge(child))
+    with failing_softly(), shown("merging") as progress:
+        parent = asyncio.run(merge_image(child, progress))
         child.unlink()
     click.echo(f"{parent}: holds what {child} did")
-
-
-async def _merge(path: Path) -> Path:
-    parent_path = await _parent_of(path)
-    parent = open_image(parent_path, read_only=False)
-    try:
-        child = open_image(path, read_only=False, parent=parent)
-    except BaseException:
-        await parent.close()
-        raise
-    try:
-        assert isinstance(child, BlockImage)
-        with shown("merging") as progress:
-            await merge_into_parent(child, lambda done: progress(done, child.size_bytes))
-    finally:
-        await child.close()
-    return parent_path
-
-
-async def _parent_of(path: Path) -> Path:
-    disk = open_image(path, read_only=True)
-    try:
-        parent = getattr(disk, "parent", None)
-        if parent is None:
-            raise StorageError(StorageFault.INVALID, f"{path}: is not a differencing image")
-        return Path(parent.file.name)
-    finally:
-        await disk.close()

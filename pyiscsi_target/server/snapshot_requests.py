@@ -15,6 +15,7 @@ from typing import TypeVar
 from ..scsi.sense import Asc
 from ..storage.base import StorageError
 from ..storage.snapshots import (
+    COPY_LIMIT_BYTES,
     Snapshot,
     delete_snapshot,
     existing_snapshot,
@@ -90,7 +91,12 @@ class SnapshotRequests:
         for disk, image in images.items():
             await _in_thread(partial(existing_snapshot, image, name), disk)
         async with self._changing, self._held(list(images)):
-            done = await self._exchange(images, lambda image: partial(delete_snapshot, image, name))
+            done = await self._exchange(
+                images,
+                lambda image: partial(
+                    delete_snapshot, image, name, merge_limit_bytes=COPY_LIMIT_BYTES
+                ),
+            )
         log_event(_log, logging.INFO, "snapshot_deleted", snapshot=name, disks=", ".join(done))
         return {"snapshot": name, "disks": done}
 

@@ -5,14 +5,17 @@ of it still shows the very same disk, and the merge can be done again. Must not 
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from .base import StorageError, StorageFault
 from .block_image import BlockImage, Source
 from .content import CHUNK_BYTES, read_into
+from .describe import describe_chain
+from .open import open_image
 
-Progress = Callable[[int], None]
-"""Told up to which byte of the disk the work is done."""
+Progress = Callable[[int, int], None]
+"""Told up to which byte of the disk the work is done, and how many it has."""
 
 
 @runtime_checkable
@@ -26,11 +29,44 @@ class Mergeable(Protocol):
         """Children made before do not fit any more, on the medium."""
 
 
-async def merge_into_parent(child: BlockImage, progress: Progress) -> None:
+async def merge_image(path: Path, progress: Progress, *, stamps: bool = True) -> Path:
+    """Open the differencing image at `path` and its parent, and merge it; the parent's path.
+
+    The file at `path` stays, and without `stamps` still fits. Raises StorageError as
+    `merge_into_parent` does.
+    """
+    parent_path = _parent_of(path)
+    parent = open_image(parent_path, read_only=False)
+    try:
+        child = open_image(path, read_only=False, parent=parent)
+    except BaseException:
+        await parent.close()
+        raise
+    try:
+        assert isinstance(child, BlockImage)
+        await merge_into_parent(child, progress, stamps=stamps)
+    finally:
+        await child.close()
+    return parent_path
+
+
+def _parent_of(path: Path) -> Path:
+    disk = open_image(path, read_only=True)
+    try:
+        chain = describe_chain(disk)
+    finally:
+        disk.close_blocking()
+    if len(chain) < 2:
+        raise StorageError(StorageFault.INVALID, f"{path}: is not a differencing image")
+    return chain[1].path
+
+
+async def merge_into_parent(child: BlockImage, progress: Progress, *, stamps: bool = True) -> None:
     """Write all that the child has of its own into its open, writable parent, and flush.
 
     Nothing else may use either of them. Afterwards the child does not fit its parent any more, and
-    is of no use. Raises StorageError (INVALID where they cannot be merged: nothing has changed).
+    is of no use; without `stamps` it fits until somebody writes to the parent. Raises StorageError
+    (INVALID where they cannot be merged: nothing has changed).
     """
     parent = child.parent
     name = child.file.name
@@ -41,7 +77,7 @@ async def merge_into_parent(child: BlockImage, progress: Progress) -> None:
         raise StorageError(StorageFault.INVALID, f"{message} make them equal, or convert the child")
     await parent.begin_merge()
     async for offset, length, source in child.own_runs(0, child.size_bytes):
-        progress(offset)
+        progress(offset, child.size_bytes)
         if source is Source.ZEROES:
             await parent.deallocate(offset, length)
             continue
@@ -51,5 +87,6 @@ async def merge_into_parent(child: BlockImage, progress: Progress) -> None:
             if not parent.write_now(start, (data,)):
                 await parent.write(start, (data,))
     await parent.flush()
-    await parent.stamp()
-    progress(child.size_bytes)
+    if stamps:
+        await parent.stamp()
+    progress(child.size_bytes, child.size_bytes)

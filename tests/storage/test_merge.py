@@ -43,8 +43,8 @@ class Watched(RecordingFile):
         super().flush_blocking()
 
 
-def forget(done: int) -> None:
-    assert 0 <= done <= SIZE
+def forget(done: int, total: int) -> None:
+    assert 0 <= done <= total
 
 
 def over(parent: BackingStore) -> Callable[[object], BackingStore]:
@@ -146,7 +146,7 @@ async def test_a_vhdx_is_merged_even_if_the_power_goes_meanwhile(kind: Kind) -> 
     parent, child, content = await a_vhdx_chain(kind)
     file = Watched(parent, 0.5)
     disk = vhdx_disks.reopened(child, vhdx_disks.open_disk(file))
-    await merge_into_parent(disk, lambda done: None)
+    await merge_into_parent(disk, forget)
     await disk.close()
     assert len(file.states) > 5
     assert await read_all(vhdx_disks.reopened(file.killed())) == content

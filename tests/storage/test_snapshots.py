@@ -1,5 +1,7 @@
 """Snapshots: their names, what they keep, and what a failure leaves behind."""
 
+import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -166,14 +168,57 @@ async def test_what_something_is_made_of_stays(growing: Path) -> None:
     await change(growing, b"first")
     for name in ("one", "two"):
         take_snapshot(growing, name)
-    with pytest.raises(StorageError, match=r"data@two.* is made of it"):
-        delete_snapshot(growing, "one")
-    with pytest.raises(StorageError, match=f"{growing.name} is made of it"):
-        delete_snapshot(growing, "two")
+    with pytest.raises(StorageError, match=r"data@two.* is made of it; delete that first"):
+        await asyncio.to_thread(delete_snapshot, growing, "one")
     restore_snapshot(growing, "one")
-    delete_snapshot(growing, "two")
+    await asyncio.to_thread(delete_snapshot, growing, "two")
     assert names(growing) == ["one"]
     assert await content(growing) == b"first"
+
+
+async def test_the_image_takes_the_place_of_its_snapshot(growing: Path) -> None:
+    os.chmod(growing, 0o640)
+    await change(growing, b"first")
+    await change(growing, b"elsewhere", 40 * MIB)
+    for name in ("one", "two"):
+        take_snapshot(growing, name)
+        await change(growing, name.encode(), 8 * MIB)
+    for name in ("two", "one"):
+        await asyncio.to_thread(delete_snapshot, growing, name)
+        places = (0, 8 * MIB, 40 * MIB)
+        assert [await content(growing, at) for at in places] == [b"first", b"two", b"elsewhere"]
+        await change(growing, b"again", 16 * MIB)
+    assert list(growing.parent.iterdir()) == [growing]
+    assert os.stat(growing).st_mode & 0o777 == 0o640
+    assert await content(growing, 16 * MIB) == b"again"
+
+
+async def test_a_merge_that_is_cut_short(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is merged, but the snapshot does not get the image's name: nothing is lost."""
+    await change(growing, b"first")
+    take_snapshot(growing, "one")
+    await change(growing, b"second")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "replace", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            await asyncio.to_thread(delete_snapshot, growing, "one")
+    assert await content(growing) == b"second"
+    await change(growing, b"third")
+    await asyncio.to_thread(delete_snapshot, growing, "one")
+    assert await content(growing) == b"third"
+
+
+async def test_too_much_to_merge_while_commands_wait(growing: Path) -> None:
+    await change(growing, b"first")
+    take_snapshot(growing, "one")
+    await change(growing, b"second")
+    with pytest.raises(StorageError, match="do it while no server runs"):
+        await asyncio.to_thread(delete_snapshot, growing, "one", merge_limit_bytes=1)
+    assert await content(growing) == b"second"
 
 
 async def test_a_child_that_cannot_be_made(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
