@@ -186,8 +186,9 @@ def _status(report: Report) -> int:
 async def _validate(options: Options) -> Report:
     task = asyncio.current_task()
     assert task is not None
-    with contextlib.suppress(NotImplementedError):  # Windows: there only Ctrl-C ends it in order
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not end the clean-up
+        with contextlib.suppress(NotImplementedError):  # Windows: one Ctrl-C ends it in order
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with _progress() as on_progress:
         return await validate(options, on_progress=on_progress)
 

@@ -181,19 +181,23 @@ def test_an_html_file_that_cannot_be_written(validator: Validator, tmp_path: Pat
 # As a process
 
 
-async def test_a_real_run_ends_in_order_at_sigterm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
+async def test_a_real_run_ends_in_order_however_often_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: signal.Signals
 ) -> None:
-    """It is told to stop in the midst of it: reservations are taken away, the report is whole."""
+    """It is told to stop in the midst of it, and again while it cleans up: reservations are taken
+    away, the report is whole."""
     async with serving(config_of(tmp_path), tmp_path) as live:
         unit = live.app._units["disk"]
-        challenged = asyncio.Event()
+        challenged, cleaning = asyncio.Event(), asyncio.Event()
 
         def look(state: State, requester: NexusKey, request: Request, right: Change) -> Change:
             """A challenger registers while the owner is gone: it waits for a minute then."""
             attached = {nexus.key for nexus in unit.attentions.nexuses}
             if state.reservation is not None and state.reservation.holder not in attached:
                 challenged.set()
+            elif challenged.is_set():
+                cleaning.set()
             return right
 
         Breaker(monkeypatch, live).reservations(
@@ -205,8 +209,9 @@ async def test_a_real_run_ends_in_order_at_sigterm(
             *(f"iscsi://{host}:{port}/{TARGET}", "--challenge-wait", "60", "--json"),
             stdout=asyncio.subprocess.PIPE,
         )
-        await asyncio.wait_for(challenged.wait(), PATIENCE_S)
-        process.send_signal(signal.SIGTERM)
+        for moment in (challenged, cleaning):
+            await asyncio.wait_for(moment.wait(), PATIENCE_S)
+            process.send_signal(told_by)
         output, _ = await process.communicate()
         assert process.returncode == 130
         assert not unit.reservations.registrations
