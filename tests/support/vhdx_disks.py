@@ -170,3 +170,38 @@ STEPS: Sequence[str] = (
     "write_zeroes",
     "flush",
 )
+
+
+def fill(byte: int, length_bytes: int = MIB) -> bytes:
+    return bytes((byte,)) * length_bytes
+
+
+async def made_child() -> tuple[RecordingFile, VhdxDisk, Model]:
+    """A child of a disk whose first two blocks are full of 200 and 201."""
+    parent_file = new_file(4 * MIB)
+    parent, model = open_disk(parent_file), Model(bytearray(4 * MIB))
+    for block in (0, 1):
+        await apply_step(parent, model, "write", block * MIB, fill(200 + block))
+    await parent.close()
+    parent = reopened(parent_file.killed())
+    file = new_file(4 * MIB, parent=parent)
+    model.flush()
+    return file, parent, model
+
+
+class PowerLost(Exception):
+    """The host is gone."""
+
+
+class CrashingFile(RecordingFile):
+    """Loses power instead of its `flushes_left`th flush."""
+
+    def __init__(self, content: bytes, flushes_left: int) -> None:
+        super().__init__(content)
+        self.flushes_left = flushes_left
+
+    def flush_blocking(self) -> None:
+        if not self.flushes_left:
+            raise PowerLost
+        self.flushes_left -= 1
+        super().flush_blocking()

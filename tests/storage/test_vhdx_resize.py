@@ -1,0 +1,133 @@
+"""VHDX disks of another size, and what a check finds in them."""
+
+import itertools
+
+import pytest
+
+from pyiscsi_target.storage.base import Provisioning, StorageError, StorageFault
+from pyiscsi_target.storage.finding import Remedy
+from pyiscsi_target.storage.vhdx_create import Kind
+from pyiscsi_target.storage.vhdx_format import HEADER_OFFSETS, REGION_TABLE_OFFSETS
+from tests.support.images import GIB, MIB
+from tests.support.recording_file import RecordingFile
+from tests.support.vhdx_disks import (
+    CrashingFile,
+    Model,
+    PowerLost,
+    apply_step,
+    check_crashes,
+    fill,
+    made_child,
+    new_file,
+    open_disk,
+    read,
+    reopened,
+    write,
+)
+
+MAPPED, DEALLOCATED = Provisioning.MAPPED, Provisioning.DEALLOCATED
+TIB = 1 << 40
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("kind", [Kind.FIXED, Kind.DYNAMIC])
+async def test_a_disk_grows_and_shrinks(kind: Kind) -> None:
+    file = new_file(2 * MIB + 512, kind)
+    disk, model = open_disk(file), Model(bytearray(2 * MIB + 512))
+    await apply_step(disk, model, "write", 2 * MIB, fill(1, 512))
+    await disk.resize(5 * MIB)
+    model = Model(bytearray(model.content.ljust(5 * MIB, b"\0")))
+    assert disk.size_bytes == 5 * MIB
+    assert await read(disk, 0, 5 * MIB) == model.content
+    await apply_step(disk, model, "write", 4 * MIB - 512, fill(2, 1024))
+    await check_crashes(file, model, 5, 1)
+    with pytest.raises(StorageError, match="holds data behind byte 41943"):
+        await disk.resize(4 * MIB)
+    await disk.deallocate(4 * MIB - 512, 1024)
+    await disk.resize(3 * MIB)
+    await disk.close()
+    disk = reopened(file.killed())
+    assert disk.size_bytes == 3 * MIB
+    assert await read(disk, 0, 3 * MIB) == model.content[: 3 * MIB]
+    await disk.resize(4 * MIB)
+    assert await read(disk, 3 * MIB, MIB) == bytes(MIB)
+    await disk.close()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 513, 64 * TIB + 512])
+async def test_sizes_that_cannot_be(size_bytes: int) -> None:
+    disk = open_disk(new_file())
+    with pytest.raises(StorageError) as caught:
+        await disk.resize(size_bytes)
+    assert caught.value.fault is StorageFault.INVALID
+
+
+@pytest.mark.parametrize("size_bytes", [5 * MIB, 400 * GIB])
+async def test_power_is_lost_while_a_disk_grows(size_bytes: int) -> None:
+    """The second size needs a larger BAT, which moves."""
+    for flushes in itertools.count():
+        file = CrashingFile(new_file(2 * MIB + 512).killed(), 100)
+        disk, model = open_disk(file), Model(bytearray(2 * MIB + 512))
+        await apply_step(disk, model, "write", 2 * MIB, fill(1, 512))
+        await apply_step(disk, model, "flush", 0, b"")
+        file.flushes_left = flushes
+        try:
+            await disk.resize(size_bytes)
+        except PowerLost:
+            for content in (file.killed(), *file.crash_states(5, flushes)):
+                found = reopened(content)
+                assert found.size_bytes in (2 * MIB + 512, size_bytes)
+                assert await read(found, 0, 2 * MIB + 512) == model.content
+                assert await read(found, found.size_bytes - 512, 512) in (bytes(512), fill(1, 512))
+        else:
+            break
+    file.flushes_left = 100
+    await write(disk, size_bytes - 512, fill(2, 512))
+    await disk.close()
+    disk = reopened(file.killed())
+    assert await read(disk, 0, 2 * MIB + 512) == model.content
+    assert await read(disk, size_bytes - 1024, 1024) == bytes(512) + fill(2, 512)
+
+
+async def test_a_child_grows_with_zeroes_even_where_its_parent_has_more() -> None:
+    _, parent, _ = await made_child()
+    small = new_file(MIB // 2, parent=parent)
+    child = open_disk(small, parent)
+    assert await read(child, 0, MIB // 2) == fill(200, MIB // 2)
+    await child.resize(3 * MIB)
+    assert await read(child, 0, 3 * MIB) == fill(200, MIB // 2) + bytes(3 * MIB - MIB // 2)
+    await child.close()
+
+
+# What a check says
+
+
+async def test_findings_and_repair() -> None:
+    file = new_file()
+    disk = open_disk(file)
+    assert await disk.findings() == []
+    await write(disk, 0, fill(1, 512))
+    await disk.close()
+    content = bytearray(file.killed() + bytes(2 * MIB))
+    for offset in (HEADER_OFFSETS[1], REGION_TABLE_OFFSETS[1]):
+        content[offset] ^= 1
+    file = RecordingFile(bytes(content))
+    disk = open_disk(file)
+    assert [(finding.remedy, finding.text) for finding in await disk.findings()] == [
+        (Remedy.REPAIR, "the header at byte 131072 is damaged; the other is not"),
+        (Remedy.REPAIR, "the region table at byte 262144 is damaged; the other is not"),
+        (Remedy.COMPACT, "2 MiB of the file belong to nothing"),
+    ]
+    await disk.repair()
+    assert [finding.remedy for finding in await disk.findings()] == [Remedy.COMPACT]
+    assert await read(disk, 0, 512) == fill(1, 512)
+    await disk.close()
+    disk = reopened(file.killed())
+    await write(disk, MIB, fill(2, 512))
+    left = RecordingFile(disk.file.killed(), read_only=True)  # type: ignore[attr-defined]
+    found = await open_disk(left).findings()
+    assert [finding.text for finding in found if finding.remedy is Remedy.REPAIR] == [
+        "the log has changes that are not in their places yet"
+    ]
