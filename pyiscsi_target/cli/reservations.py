@@ -5,6 +5,7 @@ Asks the running server, or reads what is stored where none runs.
 
 import asyncio
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import click
 from rich.console import Console
 
 from ..scsi.reservations import purge
+from ..server import logs
 from ..server.config import Config
 from ..server.control import ControlError, Json, NotRunning, ask
 from ..server.reservation_report import report
@@ -40,6 +42,7 @@ def reservations(config: Path, purged: str | None, as_json: bool) -> None:
     changed, or where there is nothing to purge; 2 where CONFIG has mistakes.
     """
     loaded, _ = load_or_exit(config)
+    logs.configure("kv", logging.WARNING)  # stored documents that are damaged say why
     try:
         if purged is not None:
             _print_purged(_purge(loaded, purged), purged, as_json=as_json)

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import logging
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,16 @@ OTHER_ISID = bytes.fromhex("400001370001")
 PORT, OTHER_PORT = f"{INITIATOR},i,0x400001370000", f"{INITIATOR},i,0x400001370001"
 DISKS = {name: {"path": f"{name}.img", "size": MIB} for name in ("quorum", "data")}
 WRITE = bytes.fromhex("2a00000000000000010000")[:10]
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    """A command sends the log of its process to its stderr."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def invoke(directory: Path, *options: str) -> Result:
@@ -181,3 +193,17 @@ def test_a_table_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "q[red]: Write Exclusive - Registrants Only" in output
     assert HOLDER[0] in output
     assert "open" in output
+
+
+async def test_what_is_lost_or_stale_says_why(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path, disks=DISKS), tmp_path) as live:
+        await two_sessions_of_one_initiator(live)
+    last, previous = sorted((tmp_path / "state").glob("reservations-*"))
+    last.write_text("no document")
+    result = invoke(tmp_path)
+    assert f"event=state_fallback document={last.stem} used={previous}" in result.stderr
+    previous.write_text("")
+    result = invoke(tmp_path)
+    assert "quorum: its reservations are lost" in result.stdout
+    assert "event=reservations_lost disk=quorum why=" in result.stderr
+    assert str(last) in result.stderr
