@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-_TITLES = ("Initiator port", "Portal", "Key", "Holds", "Session")
+_TITLES = ("Initiator port", "Target port", "Key", "Holds", "Session")
 
 
 def print_reservations(disks: list[dict[str, Any]], running: bool, console: Console) -> None:
@@ -55,6 +55,6 @@ def _table(disk: dict[str, Any]) -> Table:
 
 def _lines(disk: dict[str, Any]) -> Iterator[str]:
     yield f"{disk['disk']}: {_summary(disk)}"
-    for port, portal, key, holds, session in _rows(disk):
+    for port, target_port, key, holds, session in _rows(disk):
         holder = ", holds the reservation" if holds else ""
-        yield f"  {port}, portal {portal}, key {key}, session: {session}{holder}"
+        yield f"  {port}, target port {target_port}, key {key}, session: {session}{holder}"
