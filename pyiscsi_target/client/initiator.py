@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from ..iscsi.chap import Credentials
 from ..iscsi.initiator_login import InitiatorSettings
 from ..iscsi.keys import CRC32C, NONE, Limits
+from ..scsi import transport_ids
 
 DEFAULT_NAME = "iqn.2026-11.org.pyiscsi-target:client"
 ISID_LENGTH = 6  # bytes (RFC 7143 section 11.12.5)
@@ -48,6 +49,11 @@ class Initiator:
     def port_name(self) -> str:
         """The SCSI initiator port name (RFC 7143 section 4.2.7): what reservations are kept for."""
         return f"{self.name},i,0x{self.isid.hex()}"
+
+    @property
+    def transport_id(self) -> bytes:
+        """This port's TransportID (SPC-5 clause 7.6.4.6), by which others can register it."""
+        return transport_ids.encode(self.port_name)
 
     def settings(self, target: str | None) -> InitiatorSettings:
         """What the engine needs to log in to `target`, or for discovery."""

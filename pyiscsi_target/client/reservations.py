@@ -177,7 +177,7 @@ class Reservations:
     ) -> None:
         """REGISTER `key` in place of `existing` (0: not registered yet); key 0 unregisters.
 
-        `transport_ids` (SPEC_I_PT) registers those initiator ports too.
+        `transport_ids` (SPEC_I_PT) registers those initiator ports too: `Initiator.transport_id`.
         """
         flags = _flags(aptpl, all_target_ports)
         parameters = _LIST.pack(existing, key, flags)
@@ -229,7 +229,7 @@ class Reservations:
         await self._out(ServiceAction.REGISTER_AND_MOVE, head + transport_id)
 
     async def replace_lost(self, key: int, type: ReservationType, *, aptpl: bool = False) -> None:
-        """REPLACE LOST RESERVATION : a unit that has lost what it knew begins anew.
+        """REPLACE LOST RESERVATION: a unit that has lost what it knew begins anew.
 
         This nexus registers with `key` and holds the reservation.
         """

@@ -38,6 +38,14 @@ def test_settings() -> None:
     assert (settings.isid, settings.credentials) == (ISID, credentials)
 
 
+def test_a_transport_id_names_the_port() -> None:
+    """SPC-5 clause 7.6.4.6: format 01b, protocol 5h, name with ISID, zeroes to a multiple of 4."""
+    name = b"iqn.2026-11.x:a,i,0x" + ISID.hex().encode()
+    assert Initiator("iqn.2026-11.x:a", ISID).transport_id == b"\x45\0\0\x24" + name.ljust(
+        36, b"\0"
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [({"isid": bytes(5)}, "six|6 bytes, not 5"), ({"queue_depth": 0}, "queue_depth is below 1")],

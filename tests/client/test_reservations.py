@@ -21,7 +21,6 @@ from pyiscsi_target.client import (
     Status,
     reservations,
 )
-from pyiscsi_target.scsi import transport_ids
 from tests.support.live import config_of, serving
 from tests.support.server import TARGET
 
@@ -101,7 +100,7 @@ async def test_register_and_move(nodes: Nodes) -> None:
     first, second = nodes
     await first.register(A)
     await first.reserve(A, WE)
-    port = transport_ids.encode(second.session.initiator.port_name)
+    port = second.session.initiator.transport_id
     await first.register_and_move(A, B, port, 1, unregister=True, aptpl=True)
     assert await held_by(second) == (B, WE)
     _, (entry,) = await second.read_full_status()
@@ -112,7 +111,7 @@ async def test_register_and_move(nodes: Nodes) -> None:
 
 async def test_registering_others_along(nodes: Nodes) -> None:
     first, second = nodes
-    port = transport_ids.encode(second.session.initiator.port_name)
+    port = second.session.initiator.transport_id
     await first.register(A, transport_ids=[port], all_target_ports=True)
     _, entries = await first.read_full_status()
     names = {entry.initiator_port for entry in entries}
