@@ -135,12 +135,12 @@ def validate_command(
     except ConnectionLost as error:
         click.echo(f"Error: cannot reach the target: {error}", err=True)
         sys.exit(EXIT_USAGE)
-    if html_file is not None:
-        _write(html_file, as_html(report))
     if json_output:
         click.echo(as_json(report), nl=False)
     else:
         print_report(report, Console())
+    if html_file is not None:
+        _write(html_file, as_html(report))
     sys.exit(_status(report))
 
 

@@ -176,6 +176,7 @@ def test_an_html_file_that_cannot_be_written(validator: Validator, tmp_path: Pat
     result = run(URL, "--html", str(tmp_path / "no" / "folder.html"))
     assert result.exit_code == 2
     assert "No such file or directory" in result.stderr
+    assert "READY for a cluster" in result.stdout  # what was found out is not lost with it
 
 
 # As a process
