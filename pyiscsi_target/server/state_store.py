@@ -152,7 +152,10 @@ def _digest(content: str) -> str:
 
 def _read(path: Path) -> Document:
     """The document in a file. Raises OSError, and ValueError where the file is not sound."""
-    envelope = json.loads(path.read_bytes())
+    try:
+        envelope = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     if not isinstance(envelope, dict) or envelope.get("format") != FORMAT:
         raise ValueError("not a state document of this version")
     document = envelope.get("content")

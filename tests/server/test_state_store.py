@@ -41,7 +41,9 @@ def test_only_the_owner_may_look(store: StateStore) -> None:
     assert {stat.S_IMODE(file.stat().st_mode) for file in store.directory.iterdir()} == {0o600}
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove", "not-json", "version"])
+@pytest.mark.parametrize(
+    "damage", ["flip", "truncate", "empty", "remove", "not-json", "deep", "version"]
+)
 def test_damage_falls_back_to_the_previous_generation_and_says_so(
     store: StateStore, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,6 +65,7 @@ def _damage(path: Path, how: str) -> None:
             "truncate": content[: len(content) // 2],
             "empty": b"",
             "not-json": b"\xff\x00",
+            "deep": b"[" * 100_000,
             "version": json.dumps({**json.loads(content), "format": 99}).encode(),
         }[how]
     )
