@@ -17,9 +17,7 @@ from pyiscsi_target.cli.disk_snapshots import (
 )
 from pyiscsi_target.storage.check import check_image
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
-from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.lock import locked
-from pyiscsi_target.storage.vhdx_create import Kind
 from pyiscsi_target.storage.open import open_image
 from pyiscsi_target.storage.vhdx_create import Kind
 from tests.support.live import MIB, config_of, serving
