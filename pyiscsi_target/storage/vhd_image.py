@@ -61,7 +61,7 @@ class Layout:
     `footer_offset` is that of an intact footer at the end, None where only the copy at the start
     of a dynamic disk is left. For fixed disks the rest is empty. `table` has all entries of the
     BAT, perhaps more than the disk has blocks; `metadata` says where the structures but the footer
-    begin and end, and `data_end_bytes` where the last of them, or block, ends.
+    begin and end, in whole sectors, and `data_end_bytes` where the last of them, or block, ends.
     """
 
     footer: Footer
@@ -107,7 +107,9 @@ class _Reader:
         self._check_extents(extents)
         blocks_end = self._check_blocks(layout.table, header, extents)
         layout.metadata = tuple(
-            (extent.start_bytes, extent.end_bytes) for extent in extents if extent.what != "footer"
+            (extent.start_bytes, -(-extent.end_bytes // SECTOR) * SECTOR)
+            for extent in extents
+            if extent.what != "footer"
         )
         layout.data_end_bytes = max(blocks_end, *(end for _, end in layout.metadata))
         return layout

@@ -124,7 +124,7 @@ class Space:
         Raises StorageError.
         """
         async with self._lock:
-            at = self._end_bytes
+            at = -(-self._end_bytes // SECTOR) * SECTOR  # other tools' files end where they end
             end = at + len(structure)
             await self._file.set_size(end + FOOTER_BYTES)
             await self._file.write(end, (build_footer(self.footer),))

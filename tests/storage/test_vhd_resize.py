@@ -50,6 +50,19 @@ def empty(request: pytest.FixtureRequest) -> bytes:
     return contents(new_fixed(SIZE)) if is_fixed else small_dynamic(SIZE, BLOCK)
 
 
+async def test_a_disk_without_blocks_grows_beyond_its_table() -> None:
+    """The table does not end at a sector's end, but what is put behind it begins at one's start."""
+    disk = open_raw(await filled(small_dynamic(SIZE, BLOCK), b""))
+    await disk.close()
+    assert not file_of(disk).size_bytes % 512
+    disk = open_raw(file_of(disk).killed())
+    await disk.resize(SIZE + 3000 * BLOCK)
+    await write_bytes(disk, SIZE, b"z" * 512)
+    await disk.close()
+    disk = open_raw(file_of(disk).killed())
+    assert await read_all(disk) == bytes(SIZE) + b"z" * 512 + bytes(3000 * BLOCK - 512)
+
+
 @pytest.mark.parametrize("more", [512, 3 * 512, BLOCK, 40 * BLOCK, 3000 * BLOCK])
 async def test_a_disk_grows_with_zeroes(empty: bytes, more: int) -> None:
     disk = open_raw(await filled(empty))
