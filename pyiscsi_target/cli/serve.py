@@ -1,6 +1,7 @@
 """`pyiscsi-target serve`: run the server that a config file describes, until it is told to stop."""
 
 import asyncio
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -48,7 +49,9 @@ async def _serve(config: Config, base_dir: Path) -> int:
     except StartError as error:
         logs.log_event(_log, logging.ERROR, "start_failed", error=str(error))
         return EXIT_START
-    print_overview(app.overview(), Console())
+    # Nobody may be left to read it, or no room for it; rich makes a SystemExit of a closed pipe.
+    with contextlib.suppress(OSError, SystemExit):
+        print_overview(app.overview(), Console())
     await app.run_until_stopped()
     await app.drain()
     return 0

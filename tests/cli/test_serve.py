@@ -1,13 +1,18 @@
 """`serve`: what it prints where, and how it ends, over an application that is a stand-in."""
 
+import errno
 import importlib
+import io
 import json
 import logging
+import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from pyiscsi_target.app import StartError
 from pyiscsi_target.cli import main
@@ -78,6 +83,27 @@ def test_it_prints_what_it_serves_and_drains(
         "portals: 127.0.0.1:45123",
     ]
     assert application.calls == ["run", "drain"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EPIPE])
+def test_it_serves_though_nothing_can_be_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, application: type[Application], error: int
+) -> None:
+    """Its output goes into a file on a full disk, or to a program that has ended."""
+
+    class Unwritable(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(error, os.strerror(error))
+
+    console = partial(Console, file=Unwritable())
+    monkeypatch.setattr(importlib.import_module("pyiscsi_target.cli.serve"), "Console", console)
+    monkeypatch.setattr(Console, "on_broken_pipe", _exit)  # without closing the tests' own output
+    assert serve(tmp_path).exit_code == 0
+    assert application.calls == ["run", "drain"]
+
+
+def _exit(console: Console) -> None:
+    raise SystemExit(1)
 
 
 def test_it_says_that_a_target_admits_nobody(tmp_path: Path) -> None:
