@@ -100,6 +100,7 @@ def _become_parent(image: Path, snapshot: Path) -> None:
     """The file gets the snapshot's name too; then a child takes its first one over."""
     mode = stat.S_IMODE(image.stat().st_mode)
     snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
+    _deletion_mark(snapshot).unlink(missing_ok=True)
     os.link(image, snapshot)
     try:
         _put_child(image, snapshot, mode)
@@ -124,9 +125,12 @@ def _put_child(image: Path, parent: Path, mode: int) -> None:
 def restore_snapshot(image: Path, name: str) -> None:
     """Make the image hold what the snapshot `name` does; what it held is gone, the snapshot stays.
 
-    Raises StorageError (MISSING where there is none).
+    Raises StorageError (MISSING where there is none, INVALID where it was not wholly deleted).
     """
     snapshot = existing_snapshot(image, name)
+    if _deletion_mark(snapshot).exists():
+        message = f"{snapshot}: its deletion was cut short, so it is of no use; delete it again"
+        raise StorageError(StorageFault.INVALID, message)
     with _mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
         if _knows_differencing(image):
@@ -154,6 +158,7 @@ def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = N
             _merge_and_replace(image, snapshot, merge_limit_bytes)
         else:
             snapshot.unlink()
+            _deletion_mark(snapshot).unlink(missing_ok=True)
         sync_directory(snapshot.parent)
 
 
@@ -164,15 +169,34 @@ def _children(image: Path, snapshot: Path) -> list[Path]:
 
 
 def _merge_and_replace(image: Path, snapshot: Path, limit_bytes: int | None) -> None:
-    """Cut short at any time, the image is the same disk: its parent keeps the stamp that fits."""
+    """Cut short at any time, the image is the same disk: its parent keeps the stamp that fits.
+
+    The snapshot holds a mixture then, and is marked as one that cannot be restored.
+    """
     own_bytes = allocated_bytes(image)
     if limit_bytes is not None and own_bytes > limit_bytes:
         message = f"{image}: {own_bytes} bytes would have to be merged, while commands wait"
         raise StorageError(StorageFault.INVALID, f"{message}; do it while no server runs")
     mode = stat.S_IMODE(image.stat().st_mode)
-    asyncio.run(merge_image(image, lambda done, total: None, stamps=False))
-    snapshot.chmod(mode)
-    snapshot.replace(image)
+    mark = _deletion_mark(snapshot)
+    mark.touch()
+    sync_directory(mark.parent)
+    try:
+        snapshot.chmod(mode)  # only root may write what is read-only
+        asyncio.run(merge_image(image, lambda done, total: None, stamps=False))
+        snapshot.replace(image)
+    except BaseException as error:
+        _protect(snapshot)
+        if isinstance(error, StorageError) and error.fault is StorageFault.INVALID:
+            mark.unlink()  # nothing was merged
+        raise
+    sync_directory(mark.parent)
+    mark.unlink()
+
+
+def _deletion_mark(snapshot: Path) -> Path:
+    """A file that is there while the snapshot may hold a mixture of two moments."""
+    return snapshot.with_name(snapshot.name + ".deleting")
 
 
 def existing_snapshot(image: Path, name: str) -> Path:

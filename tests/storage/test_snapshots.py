@@ -207,9 +207,42 @@ async def test_a_merge_that_is_cut_short(growing: Path, monkeypatch: pytest.Monk
         with pytest.raises(StorageError, match="Input/output error"):
             await asyncio.to_thread(delete_snapshot, growing, "one")
     assert await content(growing) == b"second"
+    with pytest.raises(StorageError, match="deletion was cut short, so it is of no use"):
+        restore_snapshot(growing, "one")  # it holds `second`, or some of it
+    assert snapshot_path(growing, "one").stat().st_mode & 0o777 == 0o400
     await change(growing, b"third")
     await asyncio.to_thread(delete_snapshot, growing, "one")
     assert await content(growing) == b"third"
+    assert list(growing.parent.iterdir()) == [growing]
+
+
+async def test_what_cannot_be_merged_can_still_be_restored(growing: Path) -> None:
+    await change(growing, b"first")
+    take_snapshot(growing, "one")
+    disk = open_image(growing, read_only=False)
+    await disk.resize(disk.size_bytes + MIB)
+    await disk.close()
+    with pytest.raises(StorageError, match="make them equal"):
+        await asyncio.to_thread(delete_snapshot, growing, "one")
+    await change(growing, b"second")
+    restore_snapshot(growing, "one")
+    assert await content(growing) == b"first"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no permissions as these")
+async def test_a_snapshot_is_writable_while_it_is_merged(
+    growing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it must be for anybody but root."""
+    take_snapshot(growing, "one")
+    modes: list[int] = []
+
+    async def merge(path: Path, progress: object, *, stamps: bool) -> None:
+        modes.append(snapshot_path(path, "one").stat().st_mode & 0o777)
+
+    monkeypatch.setattr(snapshots, "merge_image", merge)
+    await asyncio.to_thread(delete_snapshot, growing, "one")
+    assert modes == [0o600]
 
 
 async def test_too_much_to_merge_while_commands_wait(growing: Path) -> None:
