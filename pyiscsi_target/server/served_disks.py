@@ -88,11 +88,11 @@ class ServedDisks:
         """Close the disk's image, let `change` work on its files in a thread, and open it again.
 
         For who holds the disk (`TaskSet.hold`): nobody may use its store meanwhile. The image is
-        opened again even where `change` fails. Raises what `change` raises, and StorageError.
+        opened again even where one of them fails. Raises what `change` raises, and StorageError.
         """
         unit = self.units[name]
-        await unit.store.close()
         try:
+            await unit.store.close()
             await asyncio.to_thread(change)
         finally:
             store = await asyncio.to_thread(self._open_store, self._configs[name], None)

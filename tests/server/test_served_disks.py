@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pyiscsi_target.app import Application, StartError
+from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.server.control import ask
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.open import open_image
@@ -128,3 +129,24 @@ async def test_a_missing_file_is_created_before_changes_to_it_are_thrown_away(
     await disk.read(0, memoryview(into))
     await disk.close()
     assert into == bytes(512)
+
+
+async def test_a_disk_that_cannot_be_closed_well_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks = {"a": {"path": "a.vhdx", "size": SIZE}}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        await write(peer, 0, b"before")
+        served, store = live.app._disks, live.app._units["a"].store
+        close = store.close
+
+        async def fail() -> None:
+            await close()
+            raise StorageError(StorageFault.MEDIUM, "the last flush failed")
+
+        monkeypatch.setattr(store, "close", fail)
+        async with live.app._units["a"].tasks.hold():
+            with pytest.raises(StorageError, match="the last flush failed"):
+                await served.exchange("a", lambda: None)
+        assert await read(peer, 0) == b"before"
