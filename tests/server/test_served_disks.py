@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pyiscsi_target.app import Application, StartError
-from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.server.control import ask
+from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.open import open_image
 from pyiscsi_target.storage.vhdx_create import Kind
