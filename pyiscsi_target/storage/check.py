@@ -36,7 +36,7 @@ async def check_image(path: Path) -> list[Finding]:
     except StorageError as error:
         if error.fault not in _DAMAGE or not path.exists():  # noqa: ASYNC240 (nothing waits)
             raise
-        return [Finding(str(error), Remedy.NONE)]
+        return [Finding(str(error).removeprefix(f"{path}: "), Remedy.NONE)]
     try:
         return await _findings(disk)
     finally:

@@ -95,14 +95,21 @@ def _fill_raw(file: ImageFile, path: Path, image: NewImage, parent: BackingStore
 def _fill_vhd(file: ImageFile, path: Path, image: NewImage, parent: BackingStore | None) -> None:
     if image.sector_bytes not in (0, SECTOR_BYTES):
         raise _impossible(path, "a VHD has sectors of 512 bytes")
-    if image.kind is Kind.FIXED:
-        if image.block_bytes:
-            raise _impossible(path, "a fixed VHD has no blocks")
-        _put(file, new_fixed(image.size_bytes), allocate_bytes=image.size_bytes)
-        return
-    block_bytes = image.block_bytes or DEFAULT_BLOCK_BYTES
     record = _vhd_parent(path, parent) if image.kind is Kind.DIFFERENCING else None
-    _put(file, new_dynamic(image.size_bytes, block_bytes, parent=record))
+    is_fixed = image.kind is Kind.FIXED
+    if is_fixed and image.block_bytes:
+        raise _impossible(path, "a fixed VHD has no blocks")
+    try:
+        new = (
+            new_fixed(image.size_bytes)
+            if is_fixed
+            else new_dynamic(
+                image.size_bytes, image.block_bytes or DEFAULT_BLOCK_BYTES, parent=record
+            )
+        )
+    except StorageError as error:
+        raise _impossible(path, str(error)) from None
+    _put(file, new, allocate_bytes=image.size_bytes if is_fixed else 0)
 
 
 def _put(file: ImageFile, new: NewVhd, *, allocate_bytes: int = 0) -> None:

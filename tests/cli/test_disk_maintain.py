@@ -83,6 +83,7 @@ def test_what_cannot_be_repaired_is_left_alone(tmp_path: Path) -> None:
         result = disk(command, path)
         assert result.exit_code == 1
         assert "dynamic disk header at byte 512: the cookie" in result.stdout
+        assert result.stdout.count(str(path)) == 1
     assert path.read_bytes() == damaged
 
 

@@ -57,6 +57,9 @@ async def test_a_new_image_is_a_disk_of_zeroes(tmp_path: Path, image: NewImage) 
         NewImage(ImageFormat.RAW, Kind.DYNAMIC, 513),
         NewImage(ImageFormat.VHD, Kind.FIXED, SIZE, block_bytes=MIB),
         NewImage(ImageFormat.VHD, Kind.DYNAMIC, SIZE, sector_bytes=4096),
+        NewImage(ImageFormat.VHD, Kind.DYNAMIC, 5 << 40),
+        NewImage(ImageFormat.VHD, Kind.FIXED, 17 << 40),
+        NewImage(ImageFormat.VHD, Kind.DYNAMIC, SIZE, block_bytes=3 * MIB),
         NewImage(ImageFormat.VHD, Kind.DIFFERENCING, SIZE),
         NewImage(ImageFormat.VHDX, Kind.DIFFERENCING, SIZE),
         NewImage(ImageFormat.VHDX, Kind.DYNAMIC, SIZE, block_bytes=3 * MIB),
@@ -65,9 +68,11 @@ async def test_a_new_image_is_a_disk_of_zeroes(tmp_path: Path, image: NewImage) 
     ids=name,
 )
 def test_what_cannot_be_leaves_nothing(tmp_path: Path, image: NewImage) -> None:
+    path = tmp_path / "disk"
     with pytest.raises(StorageError) as caught:
-        create_image(tmp_path / "disk", image)
+        create_image(path, image)
     assert caught.value.fault is StorageFault.INVALID
+    assert str(caught.value).startswith(f"{path}: ")
     assert names(tmp_path) == []
 
 
