@@ -32,7 +32,7 @@ def new_file(path: Path, *, overwrite: bool = False, suffix: str = ".tmp") -> It
         fd, name = tempfile.mkstemp(suffix, f".{path.name}.", path.parent)
         os.close(fd)
     except OSError as error:
-        raise open_error(error, str(error.filename or path)) from error
+        raise open_error(error, str(path)) from error
     temporary = Path(name)
     try:
         yield temporary

@@ -232,4 +232,5 @@ def _mapped_errors(image: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise open_error(error, str(error.filename or image)) from error
+        name = error.filename2 or error.filename or image  # of two names the new one
+        raise open_error(error, str(name)) from error

@@ -1,6 +1,8 @@
 """Files that are whole or not there."""
 
+import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,17 @@ def test_where_there_are_no_links_it_is_renamed(
     with new_file(tmp_path / "disk.vhd") as temporary:
         temporary.write_bytes(b"whole")
     assert names(tmp_path) == ["disk.vhd"]
+
+
+def test_where_no_file_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the file that was asked for, not a temporary one."""
+
+    def refuse(suffix: str, prefix: str, directory: Path) -> None:
+        name = f"{directory}/{prefix}random{suffix}"
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), name)
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    path = tmp_path / "disk.vhd"
+    with pytest.raises(StorageError) as refused, new_file(path):
+        pass
+    assert str(refused.value) == f"{path}: Permission denied"

@@ -216,6 +216,18 @@ async def test_a_merge_that_is_cut_short(growing: Path, monkeypatch: pytest.Monk
     assert list(growing.parent.iterdir()) == [growing]
 
 
+def test_where_no_snapshot_can_be_put(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the file that could not be made, not the image."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), source, None, target)
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StorageError) as refused:
+        take_snapshot(growing, "one")
+    assert str(refused.value) == f"{snapshot_path(growing, 'one')}: Permission denied"
+
+
 async def test_what_cannot_be_merged_can_still_be_restored(growing: Path) -> None:
     await change(growing, b"first")
     take_snapshot(growing, "one")
