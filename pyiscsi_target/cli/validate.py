@@ -119,7 +119,8 @@ def validate_command(
     what the nodes registered is taken away at the end, also at Ctrl-C.
 
     Exit status 0 where the target is ready for a cluster, 1 where it is not or that could not be
-    proven, 2 where it cannot be reached or the command is wrong, 130 after Ctrl-C.
+    proven, 2 where it cannot be reached, refuses every node's login or the command is wrong, 130
+    after Ctrl-C.
     """
     options = Options(
         url=_with_lun(url, lun),
@@ -135,9 +136,11 @@ def validate_command(
     except ConnectionLost as error:
         click.echo(f"Error: cannot reach the target: {error}", err=True)
         sys.exit(EXIT_USAGE)
+    if report.refused:
+        click.echo(f"Error: {report.refused}", err=True)
     if json_output:
         click.echo(as_json(report), nl=False)
-    else:
+    elif not report.refused:  # that line says all that is known
         print_report(report, Console())
     if html_file is not None:
         _write(html_file, as_html(report))
@@ -180,6 +183,8 @@ def _write(path: Path, page: str) -> None:
 def _status(report: Report) -> int:
     if report.interrupted:
         return EXIT_INTERRUPTED
+    if report.refused:
+        return EXIT_USAGE
     return EXIT_READY if report.conclusion is Conclusion.READY else EXIT_NOT_READY
 
 

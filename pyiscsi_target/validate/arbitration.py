@@ -13,7 +13,7 @@ from functools import partial
 
 from ..client import CommandFailed, Status
 from . import pr
-from .gates import free_disk, second_paths
+from .gates import free_disk, second_paths, unprotected
 from .model import Area, Check, Finding, Importance, Observation, Skipped
 from .nodes import Nexus, Node
 from .pr import WE_RO
@@ -206,7 +206,7 @@ CHECKS = (
         "SPC-5 clause 5.14.11.4",
         Importance.REQUIRED,
         dead_defender,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Disk Failover",
     ),
     Check(
@@ -217,7 +217,7 @@ CHECKS = (
         "SPC-5 clause 5.14.11.4",
         Importance.REQUIRED,
         living_defender,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Disk Arbitration",
     ),
     Check(
@@ -228,7 +228,7 @@ CHECKS = (
         "SPC-5 clause 5.14.11.4",
         Importance.REQUIRED,
         one_after_the_other,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Disk Arbitration",
     ),
     Check(

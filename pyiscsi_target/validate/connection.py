@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from ..client import ClientError, DiscoveredTarget, LoginRefused, Portal, discover
+from ..iscsi.constants import LoginStatus
 from .gates import all_nodes, first_node
 from .model import Area, Check, Finding, Importance
 from .nodes import Node
@@ -10,6 +11,24 @@ from .rig import Rig
 from .wording import printable
 
 _WILDCARDS = ("0.0.0.0", "::")
+_SESSIONS = "a session for every node"
+_OFFERED_MAXIMUM = 500  # characters
+
+_ADMIT = (
+    "admit the nodes' initiator names, or give names that are admitted with --initiator-name;"
+    " for CHAP give --chap-file"
+)
+# By the status of a refused login (RFC 7143 section 11.13.5)
+_ADVICE: dict[int, str] = {
+    LoginStatus.AUTHENTICATION_FAILURE: (
+        "give --chap-file with the name and secret that the target wants of these nodes"
+    ),
+    LoginStatus.TARGET_REMOVED: "the target is gone for good; check its name",
+    LoginStatus.TOO_MANY_CONNECTIONS: "raise the target's limit of sessions",
+    LoginStatus.TARGET_ERROR: "see the target's log, and try again",
+    LoginStatus.SERVICE_UNAVAILABLE: "see whether the target is enabled, and try again",
+    LoginStatus.OUT_OF_RESOURCES: "raise the target's limit of sessions, or try again later",
+}
 
 
 async def discovery(rig: Rig) -> str:
@@ -18,9 +37,10 @@ async def discovery(rig: Rig) -> str:
     for node in rig.nodes:
         found = await _discover(rig, node)
         names = {target.name.lower(): target for target in found}
+        rig.offered = tuple(sorted(names))
         wanted = names.get(url.target.lower())
         if wanted is None:
-            others = printable(", ".join(sorted(names))) or "no target at all"
+            others = printable(", ".join(rig.offered)) or "no target at all"
             raise Finding(f"{node} finds {others}", url.target)
         rig.portals = [url.portal, *(p for p in wanted.portals if p != url.portal)]
         rig.paths = rig.portals
@@ -41,17 +61,39 @@ async def _discover(rig: Rig, node: Node) -> list[DiscoveredTarget]:
 
 async def login(rig: Rig) -> str:
     """The nodes log in one after the other and stay."""
+    refusals: list[LoginRefused] = []
     for node in rig.nodes:
         try:
             await node.nexus.connect()
         except ClientError as error:
-            rig.gave_up = f"{node} ({node.initiator_name}) could not log in: {error}"
-            raise Finding(rig.gave_up, "a session for every node") from None
+            rig.gave_up = rig.gave_up or (
+                f"{node} ({node.initiator_name}) could not log in: {error}"
+            )
+            if not isinstance(error, LoginRefused):
+                break
+            refusals.append(error)
+    if len(refusals) == len(rig.nodes):
+        reasons = "; ".join(dict.fromkeys(map(str, refusals)))
+        fix = _advice(rig, refusals[0].status)
+        rig.refused = f"no node can log in to {rig.options.url.target}: {reasons}; {fix}"
+        raise Finding(rig.gave_up, _SESSIONS, fix=fix)
+    if rig.gave_up:
+        raise Finding(rig.gave_up, _SESSIONS)
     parameters = rig.first.session.parameters
     return (
         f"{len(rig.nodes)} sessions at once; MaxBurstLength {parameters.max_burst_length},"
         f" ImmediateData {'Yes' if parameters.immediate_data else 'No'}"
     )
+
+
+def _advice(rig: Rig, status: int) -> str:
+    """What to do about a login that is refused to all nodes."""
+    if status != LoginStatus.NOT_FOUND:
+        return _ADVICE.get(status, _ADMIT)
+    if rig.offered is None or rig.options.url.target.lower() in rig.offered:
+        return f"check the target's name, or {_ADMIT}"
+    offered = printable(", ".join(rig.offered), limit=_OFFERED_MAXIMUM) or "no target at all"
+    return f"check the target's name (the portal offers {offered}), or {_ADMIT}"
 
 
 async def stay(rig: Rig) -> str:
@@ -120,11 +162,6 @@ async def declared(rig: Rig) -> str:
         raise Finding("no TargetPortalGroupTag in the login", "TargetPortalGroupTag, once")
     return f"TargetPortalGroupTag {printable(tag)}"
 
-
-_ADMIT = (
-    "admit the nodes' initiator names, or give names that are admitted with --initiator-name;"
-    " for CHAP give --chap-file"
-)
 
 CHECKS = (
     Check(

@@ -4,11 +4,11 @@ from ..client import Result
 from ..client.answers import decode_luns, inquiry_length, lun_list_length
 from ..scsi.inquiry import PERIPHERAL_DISK
 from . import requests
-from .gates import calm, disk, first_node, read_capacity
+from .gates import calm, disk, first_node, mode_data, read_capacity, write_protected
 from .identity import SUPPORTED_PAGES, page_if_listed, read_page
 from .model import Area, Check, Finding, Importance, Skipped
 from .nodes import Nexus
-from .requests import Request, good, is_illegal_request
+from .requests import good, is_illegal_request
 from .rig import Rig
 from .wording import printable
 
@@ -17,9 +17,9 @@ _REPORT_LUNS_LENGTH = 16 << 10
 _LUN_MAXIMUM = 255  # what Windows uses
 _VERSION_MINIMUM = 4  # SPC-2
 _ISCSI_VERSION_DESCRIPTOR = 0x0960
-_CACHING, _EXCEPTIONS, _ALL_PAGES = 0x08, 0x1C, 0x3F
+_EXCEPTIONS, _ALL_PAGES = 0x1C, 0x3F
 _WCE = 0x04  # byte 2 of the caching page
-_DPOFUA, _WRITE_PROTECT = 0x10, 0x80  # device specific parameter
+_DPOFUA = 0x10  # device specific parameter
 BLOCK_LIMITS, CHARACTERISTICS, PROVISIONING = 0xB0, 0xB1, 0xB2
 BLOCK_LIMITS_LENGTHS = (0x24, 0x3C)  # SBC-2 had less, Windows wants the UNMAP fields
 _CHARACTERISTICS_LENGTH = 0x3C
@@ -146,29 +146,22 @@ async def caching_page(rig: Rig) -> str:
 
 async def has_write_cache(nexus: Nexus) -> bool:
     """WCE of the caching page. Raises Finding."""
-    return bool((await _mode_page(nexus, _CACHING))[2] & _WCE)
+    return bool((await _mode_page(nexus, requests.CACHING_PAGE))[2] & _WCE)
 
 
 async def _mode_page(nexus: Nexus, page: int) -> bytes:
     """A mode page with its header, asked for alone. Raises Finding."""
     request = requests.mode_sense_6(page)
-    data = await _mode_data(nexus, request)
+    data = await mode_data(nexus, request)
     body = data[4 + data[3] :]
     if len(body) < 3 or body[0] & 0x3F != page or len(body) < 2 + body[1]:
         raise Finding(f"{request.name}: no such page in {len(data)} bytes", f"page {page:02X}h")
     return body
 
 
-async def _mode_data(nexus: Nexus, request: Request) -> bytes:
-    data = bytes((await good(nexus.send(request), request.name)).data)
-    if len(data) < 4 or data[0] + 1 < len(data):
-        raise Finding(f"{request.name}: {len(data)} bytes", "a header and what it announces")
-    return data
-
-
 async def all_mode_pages(rig: Rig) -> str:
     """Page 3Fh, whose refusal Windows takes for a reason to ask for 08h."""
-    data = await _mode_data(rig.first, requests.mode_sense_6(_ALL_PAGES))
+    data = await mode_data(rig.first, requests.mode_sense_6(_ALL_PAGES))
     return f"{len(data)} of {data[0] + 1} bytes"
 
 
@@ -180,15 +173,14 @@ async def exceptions_page(rig: Rig) -> str:
 
 async def writable(rig: Rig) -> str:
     """WP of the device specific parameter."""
-    data = await _mode_data(rig.first, requests.mode_sense_6(_CACHING))
-    if data[2] & _WRITE_PROTECT:
+    if await write_protected(rig.first):
         raise Finding("WP=1: the disk is write protected", "a disk that can be written")
     return "WP=0"
 
 
 async def force_unit_access(rig: Rig) -> str:
     """DPOFUA of the device specific parameter."""
-    data = await _mode_data(rig.first, requests.mode_sense_6(_CACHING))
+    data = await mode_data(rig.first, requests.mode_sense_6(requests.CACHING_PAGE))
     if not data[2] & _DPOFUA:
         raise Finding("DPOFUA=0: Windows turns write caching off", "DPOFUA=1")
     return "DPOFUA=1"

@@ -10,13 +10,14 @@ from . import requests
 from .model import Finding, Skipped
 from .nodes import Nexus
 from .pr import read_keys
-from .requests import good
+from .requests import Request, good
 from .rig import KEY_MARK, Disk, Rig
 from .wording import describe_keys
 
 _DISK_TYPE = 0x00  # peripheral qualifier 0, device type 0 (SPC-5)
 _DISKS_MAXIMUM = 32  # more are not looked at
 _REPORT_LUNS_LENGTH = 16 << 10
+_WRITE_PROTECT = 0x80  # device specific parameter (SBC-4, Mode parameter header)
 _BEGINNING_BYTES = 128 << 10  # file systems have their first structures within these
 
 
@@ -80,6 +81,20 @@ async def read_capacity(nexus: Nexus) -> Capacity:
     """READ CAPACITY(16). Raises Finding, BadAnswer."""
     answer = await good(nexus.send(requests.read_capacity_16()), f"READ CAPACITY(16) by {nexus}")
     return decode_capacity(bytes(answer.data))
+
+
+async def mode_data(nexus: Nexus, request: Request) -> bytes:
+    """What a MODE SENSE(6) answers, from its header on. Raises Finding."""
+    data = bytes((await good(nexus.send(request), request.name)).data)
+    if len(data) < 4 or data[0] + 1 < len(data):
+        raise Finding(f"{request.name}: {len(data)} bytes", "a header and what it announces")
+    return data
+
+
+async def write_protected(nexus: Nexus) -> bool:
+    """WP of the device specific parameter (SBC-4, Mode parameter header). Raises Finding."""
+    data = await mode_data(nexus, requests.mode_sense_6(requests.CACHING_PAGE))
+    return bool(data[2] & _WRITE_PROTECT)
 
 
 async def calm(rig: Rig) -> None:
@@ -159,7 +174,18 @@ async def third_nexus(rig: Rig) -> None:
         await second_paths(rig)
 
 
+async def unprotected(rig: Rig) -> None:
+    """The disk takes writes: that it does not is told once, by the check `writable`."""
+    try:
+        protected = await write_protected(rig.first)
+    except Finding:
+        return  # the checks of the mode pages say so
+    if protected:
+        raise Skipped("the disk is write protected (WP=1), no write can succeed", prevented=True)
+
+
 async def writes(rig: Rig) -> None:
     """Writing is allowed. Comes after `free_disk`, which keeps what the scratch blocks hold."""
+    await unprotected(rig)
     if not rig.options.allow_writes:
         raise Skipped("writes to the disk; run again with --allow-writes")

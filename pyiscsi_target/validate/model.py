@@ -163,7 +163,11 @@ class TargetFacts:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A whole validation."""
+    """A whole validation.
+
+    `refused`: the target refused every node's login; why, and what to do. Such a report ends with
+    the login, since nothing was seen of the target.
+    """
 
     target: TargetFacts
     nodes: Sequence[NodeFacts]
@@ -172,6 +176,7 @@ class Report:
     duration_s: float
     writes_allowed: bool
     interrupted: bool = False
+    refused: str = ""
 
     @property
     def counts(self) -> Mapping[Verdict, int]:
@@ -194,6 +199,8 @@ class Report:
     @property
     def headline(self) -> str:
         """The verdict in one line."""
+        if self.refused:
+            return f"NOT READY for a cluster: {self.refused}"
         counts = self.counts
         passed, failed = counts[Verdict.PASS], counts[Verdict.FAIL]
         warnings = _number(counts[Verdict.WARN], "warning")

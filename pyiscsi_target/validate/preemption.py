@@ -1,7 +1,7 @@
 """Checks of PREEMPT: whoever holds a key loses everything and is told, and nobody else is."""
 
 from . import pr
-from .gates import free_disk, second_paths, third_nexus
+from .gates import free_disk, second_paths, third_nexus, unprotected
 from .model import Area, Check, Importance
 from .nodes import Node
 from .pr import WE_RO
@@ -159,7 +159,7 @@ CHECKS = (
         "SPC-5 clause 5.14.11.4",
         Importance.REQUIRED,
         bystanders_keep,
-        (free_disk, third_nexus),
+        (free_disk, unprotected, third_nexus),
         windows=_PR_TEST,
     ),
     Check(
@@ -181,7 +181,7 @@ CHECKS = (
         "SPC-5 clause 5.14.11.4",
         Importance.REQUIRED,
         fenced,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Disk Failover",
         fix="do not use this target for a cluster: it does not protect the disk",
     ),
@@ -193,7 +193,7 @@ CHECKS = (
         "SPC-5 clause 5.14.7",
         Importance.REQUIRED,
         comes_back,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Disk Failover",
     ),
     Check(

@@ -24,6 +24,7 @@ def as_values(report: Report) -> dict[str, Any]:
         "conclusion": report.conclusion.value,
         "headline": report.headline,
         "interrupted": report.interrupted,
+        "refused": report.refused,
         "writes_allowed": report.writes_allowed,
         "counts": {verdict.value: count for verdict, count in report.counts.items()},
         "target": _target(report.target),

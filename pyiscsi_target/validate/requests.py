@@ -13,6 +13,7 @@ from ..scsi.task import Status
 from .model import Finding
 
 _LBA_10_MAXIMUM = 0xFFFF_FFFF
+CACHING_PAGE = 0x08  # mode page (SBC-4)
 
 
 @dataclass(frozen=True, slots=True)

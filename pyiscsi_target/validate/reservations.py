@@ -3,7 +3,7 @@
 from ..client import CommandFailed, ReservationType
 from . import pr
 from .access import data_neutral_write, wrongly_accepted, wrongly_refused
-from .gates import free_disk, second_paths
+from .gates import free_disk, second_paths, unprotected
 from .model import Area, Check, Finding, Importance
 from .nodes import Nexus
 from .pr import WE_RO
@@ -332,7 +332,7 @@ CHECKS = (
         "SPC-5 clause 5.14.10",
         Importance.REQUIRED,
         registrants_write,
-        (free_disk,),
+        (free_disk, unprotected),
         windows=_PR_TEST,
     ),
     Check(
@@ -343,7 +343,7 @@ CHECKS = (
         "SPC-5 clause 5.14.7",
         Importance.REQUIRED,
         other_path_is_outside,
-        (free_disk, second_paths),
+        (free_disk, unprotected, second_paths),
         windows="Validate Microsoft MPIO-Based Disks",
     ),
     Check(

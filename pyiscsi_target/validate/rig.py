@@ -111,7 +111,9 @@ class Rig:
         self.disk: Disk | None = None
         self.scratch_before: bytes | None = None  # what the scratch blocks held
         self.scratch_changed = False
+        self.offered: tuple[str, ...] | None = None  # the targets that discovery told
         self.gave_up = ""  # why nothing can be asked any more
+        self.refused = ""  # why no node at all gets in, and what to do about it
         self.in_use = ""  # why the disk's reservations are not ours to test
         self.may_be_registered = False
 

@@ -50,7 +50,8 @@ async def validate(
 
     `on_progress` is called with each check before it runs (None) and after. Cancelling ends the
     validation early: it cleans up all the same and returns the report of what was done, with
-    `interrupted` set. Raises ConnectionLost where nobody listens at the portal.
+    `interrupted` set. Where every node's login is refused it ends there, and the report says so
+    with `refused`. Raises ConnectionLost where nobody listens at the portal.
     """
     await reach(options.url.portal, options.timeout_s)
     rig = Rig(options)
@@ -62,12 +63,15 @@ async def validate(
             on_progress(check, None)
             results.append(await _judge(check, rig))
             on_progress(check, results[-1])
+            if rig.refused:
+                break
         about = await _about(rig)
     except asyncio.CancelledError:
         interrupted = True
         about = _known(rig)
         _forget_cancelling()
-    results += [_interrupted(check) for check in checks[len(results) :]]
+    if not rig.refused:
+        results += [_interrupted(check) for check in checks[len(results) :]]
     results.append(await _clean_up(rig))
     on_progress(results[-1].check, results[-1])
     return Report(
@@ -78,6 +82,7 @@ async def validate(
         duration_s=time.monotonic() - begun_s,
         writes_allowed=options.allow_writes,
         interrupted=interrupted,
+        refused=printable(rig.refused, limit=_SEEN_MAXIMUM),
     )
 
 
@@ -118,7 +123,8 @@ async def _attempt(check: Check, rig: Rig) -> CheckResult:
     except Skipped as skip:
         return CheckResult(check, Verdict.SKIP, skip.reason, prevented=skip.prevented)
     except Finding as finding:
-        await _restore_if_possible(rig)
+        if check is not _CLEAN_UP:  # that has tried, and its time is bounded
+            await _restore_if_possible(rig)
         return _found(check, finding)
     except (ClientError, TimeoutError) as error:
         rig.drop_all()

@@ -1,7 +1,7 @@
 """Checks of what a lost connection may not take away: a nexus's registration and reservation."""
 
 from . import pr
-from .gates import free_disk, second_paths
+from .gates import free_disk, second_paths, unprotected
 from .model import Area, Check, Importance
 from .reservations import expect_fenced, expect_writable
 from .rig import Rig
@@ -132,7 +132,7 @@ CHECKS = (
         "SPC-5 clause 5.14.1, RFC 7143 section 4.4.3",
         Importance.REQUIRED,
         return_after_loss,
-        (free_disk,),
+        (free_disk, unprotected),
         windows=_FAILOVER_TEST,
         fix=_FIX,
     ),
@@ -144,7 +144,7 @@ CHECKS = (
         "SPC-5 clause 5.14.1",
         Importance.REQUIRED,
         registrant,
-        (free_disk,),
+        (free_disk, unprotected),
         windows=_FAILOVER_TEST,
         fix=_FIX,
     ),
@@ -156,7 +156,7 @@ CHECKS = (
         "SPC-5 clause 5.14.1",
         Importance.REQUIRED,
         everybody,
-        (free_disk,),
+        (free_disk, unprotected),
         windows="Validate Simultaneous Failover",
         fix=_FIX,
     ),
@@ -168,7 +168,7 @@ CHECKS = (
         "SPC-5 clause 5.14.1",
         Importance.REQUIRED,
         logout,
-        (free_disk,),
+        (free_disk, unprotected),
         windows=_FAILOVER_TEST,
         fix=_FIX,
     ),
@@ -180,7 +180,7 @@ CHECKS = (
         "RFC 7143 section 6.3.5",
         Importance.REQUIRED,
         replaced_session,
-        (free_disk,),
+        (free_disk, unprotected),
         windows=_FAILOVER_TEST,
         fix=_FIX,
     ),

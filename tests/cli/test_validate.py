@@ -158,6 +158,34 @@ def test_exit_status(validator: Validator, outcome: Report | Exception, status: 
         assert "cannot reach the target: 127.0.0.1:3260: Connection refused" in result.stderr
 
 
+def test_a_target_that_refuses_every_node_is_one_line(validator: Validator, tmp_path: Path) -> None:
+    why = f"no node can log in to {TARGET}: 127.0.0.1:3260: login refused, status 0203h: not found"
+    validator.report = replace(report(disk=False), refused=why)
+    result = run(URL)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[-1] == f"Error: {why}"
+    page = tmp_path / "report.html"
+    result = run(URL, "--json", "--html", str(page))
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["refused"] == why
+    assert why in page.read_text(encoding="utf-8")
+
+
+async def test_a_target_that_does_not_exist(tmp_path: Path) -> None:
+    async with serving(config_of(tmp_path), tmp_path) as live:
+        host, port = live.address()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "pyiscsi_target", "validate"),
+            f"iscsi://{host}:{port}/iqn.2026-11.lab.example:nowhere",
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        output, errors = await process.communicate()
+    assert (process.returncode, output) == (2, b"")
+    assert errors.startswith(b"Error: no node can log in to iqn.2026-11.lab.example:nowhere: ")
+    assert len(errors.splitlines()) == 1
+
+
 def test_json_on_stdout_and_nothing_else(validator: Validator) -> None:
     validator.report = report()
     result = run(URL, "--json")

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from pyiscsi_target.client import Credentials, Session
+from pyiscsi_target.client import Credentials, LoginRefused, Portal, Session
+from pyiscsi_target.iscsi.constants import LoginStatus
 from pyiscsi_target.server import sessions
 from pyiscsi_target.server.config_values import Endpoint
 from pyiscsi_target.server.policy import PeerPolicy
 from pyiscsi_target.server.targets import Acl
 from pyiscsi_target.validate import Verdict
 from pyiscsi_target.validate.connection import CHECKS
+from pyiscsi_target.validate.nodes import Nexus
 from tests.support.broken_target import Breaker
 from tests.support.live import Live, config_of, serving
 from tests.support.server import TARGET
@@ -146,3 +148,59 @@ async def test_the_second_session_takes_another_portal(live: Live) -> None:
     result = await judge(live, "second-session")
     assert result.verdict is Verdict.PASS
     assert f"127.0.0.1:{live.address(1)[1]}" in result.seen
+
+
+# Nobody gets in
+
+
+async def test_some_nodes_are_refused(live: Live, breaker: Breaker) -> None:
+    """The target is there: the validation goes on and says what it can."""
+    breaker.patch.setattr(Acl, "admit", refuse("node-1"))
+    report = await run(live, "login", "inquiry")
+    assert report.refused == ""
+    assert [r.check.id for r in report.results] == ["discovery", "login", "inquiry", "clean-up"]
+    assert "node 1" in report.results[1].seen
+
+
+async def test_nodes_that_are_not_admitted(live: Live, breaker: Breaker) -> None:
+    breaker.patch.setattr(Acl, "admit", lambda *_: None)
+    report = await run(live, "login", "inquiry")
+    assert "status 0202h: authorization failure" in report.refused
+    assert "--initiator-name" in report.refused
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (LoginStatus.AUTHENTICATION_FAILURE, "authentication failure; give --chap-file"),
+        (LoginStatus.AUTHORIZATION_FAILURE, "authorization failure; admit the nodes' initiator"),
+        (LoginStatus.NOT_FOUND, "not found; check the target's name, or admit"),
+        (LoginStatus.SERVICE_UNAVAILABLE, "service unavailable; see whether the target is enabled"),
+        (0x02FF, "unknown status; admit the nodes' initiator"),
+    ],
+)
+async def test_what_to_do_about_a_refusal(
+    live: Live, monkeypatch: pytest.MonkeyPatch, status: int, advice: str
+) -> None:
+    async def refused(nexus: Nexus) -> None:
+        raise LoginRefused(Portal("192.0.2.1"), status)
+
+    monkeypatch.setattr(Nexus, "connect", refused)
+    report = await run(live, "login", "inquiry")
+    assert [r.check.id for r in report.results] == ["discovery", "login", "clean-up"]
+    assert report.refused.startswith(f"no node can log in to {TARGET}: 192.0.2.1:3260: login")
+    assert advice in report.refused
+    assert report.refused.count("login refused") == 1, "the same reason once"
+    assert report.results[1].fix in report.refused
+
+
+async def test_a_portal_that_shows_nothing(
+    live: Live, breaker: Breaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(nexus: Nexus) -> None:
+        raise LoginRefused(nexus.portal, LoginStatus.NOT_FOUND)
+
+    monkeypatch.setattr(Nexus, "connect", refused)
+    breaker.patch.setattr(Acl, "admit", lambda *_: None)
+    report = await run(live, "login")
+    assert "the portal offers no target at all" in report.refused

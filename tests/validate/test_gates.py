@@ -219,6 +219,23 @@ async def test_leave_to_write(live: Live, rig: Rig) -> None:
     await writing.clean_up()
 
 
+async def test_a_protected_disk_takes_no_writes(live: Live, breaker: Breaker) -> None:
+    rig = Rig(options_for(live, allow_writes=True))
+    await gates.free_disk(rig)
+    await gates.unprotected(rig)
+    for flags, protected in ((0x10, False), (0x90, True)):
+        header = Result(data=bytes([3, 0, flags, 0]))
+        breaker.answer(0x1A, lambda *_, header=header: header)
+        assert await gates.write_protected(rig.first) is protected
+    for gate in (gates.unprotected, gates.writes):
+        with pytest.raises(Skipped, match="is write protected") as skip:
+            await gate(rig)
+        assert skip.value.prevented
+    breaker.answer(0x1A, illegal_request)
+    await gates.unprotected(rig)  # whoever cannot say it may still take writes
+    await rig.clean_up()
+
+
 async def test_a_disk_without_capacity(rig: Rig, breaker: Breaker) -> None:
     breaker.answer(0x9E, lambda *_: Result(data=b""))
     with pytest.raises(Exception, match=r"READ CAPACITY\(16\)"):

@@ -116,6 +116,45 @@ async def test_what_the_head_of_the_report_says(live: Live) -> None:
     assert not report.interrupted
 
 
+# A disk that cannot be written
+
+
+@pytest.mark.parametrize("allow_writes", [False, True])
+async def test_write_protection_fails_one_check(tmp_path: Path, allow_writes: bool) -> None:
+    """What needs a write to succeed is skipped: the failure does not spread."""
+    (tmp_path / "disk.img").write_bytes(bytes(4 << 20))
+    disk = {"path": "disk.img", "read_only": True}
+    async with serving(config_of(tmp_path, disks={"disk": disk}), tmp_path) as live:
+        report = await validate(options_for(live, allow_writes=allow_writes))
+    missing = not_passed(report)
+    assert missing.pop("writable")[0] is Verdict.FAIL
+    assert {verdict for verdict, _ in missing.values()} == {Verdict.SKIP}
+    protected = {id for id, (_, seen) in missing.items() if "is write protected" in seen}
+    assert missing.keys() - protected == {"names-unique", "same-on-paths", "odx"}
+    assert protected >= {"registrants-write", "preempt-fences", "each-node", "late-writes", "unmap"}
+    assert report.conclusion is Conclusion.NOT_READY
+
+
+# A target that lets nobody in
+
+
+async def test_a_target_that_does_not_exist_ends_at_the_login(live: Live) -> None:
+    options = options_for(live)
+    url = replace(options.url, target="iqn.2026-11.lab.example:nowhere")
+    seen: list[str] = []
+    report = await validate(
+        replace(options, url=url), on_progress=lambda check, _: seen.append(check.id)
+    )
+    assert [r.check.id for r in report.results] == ["discovery", "login", "clean-up"]
+    assert list(dict.fromkeys(seen)) == ["discovery", "login", "clean-up"]
+    assert [r.verdict for r in report.results] == [Verdict.FAIL, Verdict.FAIL, Verdict.PASS]
+    assert report.refused.startswith(f"no node can log in to {url.target}: 127.0.0.1:")
+    assert "status 0203h: not found" in report.refused
+    assert f"check the target's name (the portal offers {TARGET})" in report.refused
+    assert report.headline == f"NOT READY for a cluster: {report.refused}"
+    assert (report.interrupted, report.conclusion) == (False, Conclusion.NOT_READY)
+
+
 # A disk that others use
 
 
@@ -431,6 +470,27 @@ async def test_what_could_not_be_put_back_is_told(live: Live, breaker: Breaker) 
     assert clean_up.verdict is Verdict.FAIL
     assert "login of node 1" in clean_up.seen
     assert "run validate again with the same initiator names" in clean_up.fix
+
+
+async def test_the_clean_up_tries_once(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has its time, which is bounded: no second attempt comes after it."""
+    attempts = []
+
+    async def fails(rig: Rig) -> None:
+        attempts.append(rig)
+        raise Finding("other data", "what they held")
+
+    def leave_changed(rig: Rig) -> str:
+        rig.scratch_changed = True
+        monkeypatch.setattr(Rig, "restore_scratch", fails)
+        return "seen"
+
+    report = await validate(options_for(live), checks=[check_that(leave_changed)])
+    check, clean_up = report.results
+    assert (check.verdict, clean_up.verdict) == (Verdict.FAIL, Verdict.FAIL)
+    assert "scratch blocks: other data" in clean_up.seen
+    # After the check, once more because it then counts as failed, and in the clean-up.
+    assert len(attempts) == 3
 
 
 async def test_the_next_run_removes_what_a_killed_one_left(live: Live) -> None:
