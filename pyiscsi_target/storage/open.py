@@ -172,8 +172,8 @@ def _memory_file() -> int:
     return os.memfd_create("pyiscsi-target-ram", os.MFD_CLOEXEC)
 
 
-def _unlinked_file() -> int:
-    with tempfile.TemporaryFile(prefix="pyiscsi-target-ram-") as file:
+def _unlinked_file(directory: Path | None = None) -> int:
+    with tempfile.TemporaryFile(prefix="pyiscsi-target-", dir=directory) as file:
         return os.dup(file.fileno())
 
 
@@ -192,10 +192,11 @@ def _open_image(image: Path, request: DiskRequest) -> BackingStore:
 
 def _with_overlay(image: Path, store: BackingStore) -> BackingStore:
     """Changes go into a file without a name, where the image has its space."""
-    with (
-        tempfile.TemporaryFile(prefix=f"{image.name}-", dir=image.parent) as file,
-        _closed_on_error(os.dup(file.fileno())) as fd,
-    ):
+    try:
+        fd = _unlinked_file(image.parent)
+    except OSError as error:
+        raise open_error(error, f"changes to {image.name} in {image.parent}") from error
+    with _closed_on_error(fd):
         return OverlayStore(store, FileIo(fd, f"changes to {image}"))
 
 
