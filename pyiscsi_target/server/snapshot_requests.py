@@ -29,6 +29,8 @@ from .logs import log_event
 from .served_disks import ServedDisks
 
 T = TypeVar("T")
+Change = Callable[[Path], Callable[[], object]]
+"""What to do to the files of an image, in a thread."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +66,11 @@ class SnapshotRequests:
             if name in [snapshot.name for snapshot in known]:
                 raise ControlError(f"disk {disk!r} has a snapshot {name!r} already")
         async with self._changing, self._held(list(images)):
-            done = await self._exchange(images, lambda image: partial(take_snapshot, image, name))
+            done = await self._exchange(
+                images,
+                lambda image: partial(take_snapshot, image, name),
+                undo=lambda image: partial(delete_snapshot, image, name),
+            )
         log_event(_log, logging.INFO, "snapshot_taken", snapshot=name, disks=", ".join(done))
         return {"snapshot": name, "disks": done}
 
@@ -80,7 +86,7 @@ class SnapshotRequests:
             done = await self._exchange(
                 images,
                 lambda image: partial(restore_snapshot, image, name),
-                Asc.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED,
+                attention=Asc.NOT_READY_TO_READY_CHANGE_MEDIUM_MAY_HAVE_CHANGED,
             )
         log_event(_log, logging.INFO, "snapshot_restored", snapshot=name, disks=", ".join(done))
         return {"snapshot": name, "disks": done}
@@ -103,21 +109,39 @@ class SnapshotRequests:
     async def _exchange(
         self,
         images: Mapping[str, Path],
-        change: Callable[[Path], Callable[[], object]],
+        change: Change,
+        *,
+        undo: Change | None = None,
         attention: Asc | None = None,
     ) -> list[str]:
-        """Do it to one held disk after the other; the names of all."""
+        """Do it to one held disk after the other; the names of all.
+
+        Where it fails with one, it is undone with those before, if it can be.
+        """
         done: list[str] = []
         for disk, image in images.items():
             try:
                 await self._disks.exchange(disk, change(image))
             except StorageError as error:
+                if undo is not None:
+                    done = await self._undo({name: images[name] for name in done}, undo)
                 ready = ", ".join(done) or "no other disk"
                 raise ControlError(f"disk {disk!r}: {error} (done: {ready})") from error
             if attention is not None:
                 self._disks.units[disk].attentions.establish_for_others(attention)
             done.append(disk)
         return done
+
+    async def _undo(self, images: Mapping[str, Path], undo: Change) -> list[str]:
+        """The names of the disks with which it could not be undone."""
+        left: list[str] = []
+        for disk, image in images.items():
+            try:
+                await self._disks.exchange(disk, undo(image))
+            except StorageError as error:
+                log_event(_log, logging.ERROR, "not_undone", disk=disk, reason=error)
+                left.append(disk)
+        return left
 
     def _images(self, request: Json) -> dict[str, Path]:
         """The files of the disks that the request names. Raises ControlError."""

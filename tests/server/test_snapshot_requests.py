@@ -142,6 +142,26 @@ async def test_a_name_that_one_disk_has_already(tmp_path: Path) -> None:
         assert not (tmp_path / "quorum@one.img").exists()
 
 
+@pytest.mark.parametrize("suffix", [".img", ".vhd", ".vhdx"])
+async def test_a_snapshot_is_of_all_disks_or_of_none(tmp_path: Path, suffix: str) -> None:
+    """The second disk has no room for it: the first one is as it was."""
+    disks = {name: {"path": f"{name}{suffix}", "size": 64 * MIB} for name in BOTH}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        await ready(peer)
+        await write(peer, 1)
+        (tmp_path / f"data{suffix}.tmp").mkdir()
+        (tmp_path / f"data@one{suffix}.tmp").mkdir()
+        with pytest.raises(ControlError, match=r"disk 'data': .* \(done: no other disk\)"):
+            await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
+        assert not (tmp_path / f"quorum@one{suffix}").exists()
+        await write(peer, 2)
+        assert [await read(peer, lun) for lun in (0, 1)] == [2, 2]
+        (tmp_path / f"data{suffix}.tmp").rmdir()
+        (tmp_path / f"data@one{suffix}.tmp").rmdir()
+        await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
+
+
 async def test_a_snapshot_that_fails_leaves_a_disk_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
