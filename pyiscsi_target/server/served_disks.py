@@ -21,6 +21,8 @@ from .state_store import StateStore
 
 SPACE_INTERVAL_S = 10.0  # between looks at how much room the disks' file systems have
 
+RETURN_INTERVAL_S = 2.0  # between looks at whether an image that is gone is back
+
 _log = logging.getLogger(__name__)
 
 
@@ -33,6 +35,7 @@ class ServedDisks:
         self._configs = configs
         self._base_dir = base_dir
         self._stores: dict[str, BackingStore] = {}
+        self._returning: dict[str, asyncio.Task[None]] = {}
 
     def open(self, state: StateStore) -> None:
         """Open all. Raises StorageError and StateError; `close` closes those that are open."""
@@ -88,16 +91,36 @@ class ServedDisks:
         """Close the disk's image, let `change` work on its files in a thread, and open it again.
 
         For who holds the disk (`TaskSet.hold`): nobody may use its store meanwhile. The image is
-        opened again even where one of them fails. Raises what `change` raises, and StorageError.
+        opened again even where one of them fails; where that cannot be, commands end in NOT READY
+        until it can. Raises what `change` raises, and StorageError.
         """
-        unit = self.units[name]
         try:
-            await unit.store.close()
+            await self.units[name].store.close()
             await asyncio.to_thread(change)
         finally:
-            store = await asyncio.to_thread(self._open_store, self._configs[name], None)
-            self._stores[name] = store
-            unit.take_store(store)
+            try:
+                await self._open_again(name)
+            except StorageError as error:
+                log_event(_log, logging.ERROR, "disk_gone", disk=name, reason=error)
+                self._returning[name] = asyncio.create_task(self._wait_for(name))
+                raise
+
+    async def _open_again(self, name: str) -> None:
+        store = await asyncio.to_thread(self._open_store, self._configs[name], None)
+        self._stores[name] = store
+        self.units[name].take_store(store)
+
+    async def _wait_for(self, name: str) -> None:
+        """Look again and again whether the disk's image can be opened."""
+        while True:
+            await asyncio.sleep(RETURN_INTERVAL_S)
+            async with self.units[name].tasks.hold():
+                try:
+                    await self._open_again(name)
+                except StorageError:
+                    continue
+            log_event(_log, logging.WARNING, "disk_back", disk=name)
+            return
 
     async def watch_space(self) -> None:
         """Warn initiators before thin disks have no room left. Runs until it is cancelled."""
@@ -112,6 +135,9 @@ class ServedDisks:
 
     async def close(self) -> None:
         """Flush and close all; what fails is logged. Idempotent."""
+        for task in self._returning.values():
+            task.cancel()
+        await asyncio.gather(*self._returning.values(), return_exceptions=True)
         for name, store in self._stores.items():
             try:
                 await store.close()

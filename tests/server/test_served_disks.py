@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyiscsi_target.app import Application, StartError
+from pyiscsi_target.server import served_disks
 from pyiscsi_target.server.control import ask
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
@@ -149,4 +151,25 @@ async def test_a_disk_that_cannot_be_closed_well_is_opened_again(
         async with live.app._units["a"].tasks.hold():
             with pytest.raises(StorageError, match="the last flush failed"):
                 await served.exchange("a", lambda: None)
+        assert await read(peer, 0) == b"before"
+
+
+async def test_a_disk_that_is_gone_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its image cannot be opened again after a request: NOT READY until it can."""
+    monkeypatch.setattr(served_disks, "RETURN_INTERVAL_S", 0.001)
+    image, aside = tmp_path / "a.vhdx", tmp_path / "aside.vhdx"
+    async with serving(
+        config_of(tmp_path, disks={"a": {"path": "a.vhdx", "size": SIZE}}), tmp_path
+    ) as live:
+        live.allowed_error = ""
+        peer = await live.log_in()
+        await write(peer, 0, b"before")
+        async with live.app._units["a"].tasks.hold():
+            with pytest.raises(StorageError, match=r"(?i)no such file"):
+                await live.app._disks.exchange("a", partial(os.rename, image, aside))
+        assert (await peer.command(read_16(0, 1), read_bytes=512)).asc == (0x04, 0x00)
+        os.rename(aside, image)
+        await live.until(lambda: bool(live.events("disk_back")))
         assert await read(peer, 0) == b"before"
