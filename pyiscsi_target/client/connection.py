@@ -178,6 +178,8 @@ class Connection(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         if not self._may_write or self._error is not None or self._transport is None:
             return
+        if self._transport.is_closing():  # `connection_lost` is about to say why
+            return
         if outgoing := self.engine.take_outgoing():
             self._transport.writelines(outgoing)
 
