@@ -17,7 +17,7 @@ check: .venv/dev
 	scripts/check
 
 bench: .venv/dev
-	scripts/install-test-tools --bench
+	scripts/install-test-tools
 	$(BIN)/python -m bench $(ARGS)
 
 dev: .venv/dev
