@@ -12,7 +12,8 @@ import tomlkit
 from tomlkit import TOMLDocument
 from tomlkit.items import Table
 
-from ..server.config import load_config
+from ..server.config import ConfigError, load_config
+from ..server.control import ControlError
 from ..storage.durability import sync_directory
 
 _UNITS = ("TiB", "GiB", "MiB", "KiB")
@@ -37,6 +38,15 @@ def edit_config(path: Path, edit: Callable[[TOMLDocument], None]) -> None:
         sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def resized(path: Path, disk: str, size_bytes: int) -> None:
+    """The disk has another size: so the config at `path` must say. Raises ControlError."""
+    try:
+        edit_config(path, lambda document: set_size(document, disk, size_bytes))
+    except (ConfigError, OSError) as error:
+        wanted = f"disks.{disk}.size must become {size_bytes}"
+        raise ControlError(f"{path}: {wanted}, but cannot be written: {error}") from error
 
 
 def exact_size(size_bytes: int) -> str | int:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
-from ..server.config import ConfigError
 from ..server.config_values import format_size
 from ..server.control import ControlError, NotRunning, ask
 from ..storage.open import image_path, open_image
-from .config_edit import edit_config, set_size
+from .config_edit import resized
 from .config_file import EXIT_CONFIG, load_or_exit
 from .disk_options import EXIT_FAILED, SIZE, failing_softly
 
@@ -66,8 +65,4 @@ def _resize_configured(config: Path, disk: str, size_bytes: int) -> None:
         ask(loaded.server.state_dir, "resize", disk=disk, size_bytes=size_bytes)
     except NotRunning:
         _resize_file(image, size_bytes)
-    try:
-        edit_config(config, lambda document: set_size(document, disk, size_bytes))
-    except (ConfigError, OSError) as error:
-        wanted = f"disks.{disk}.size must become {size_bytes}"
-        raise ControlError(f"{config}: {wanted}, but cannot be written: {error}") from error
+    resized(config, disk, size_bytes)

@@ -18,7 +18,7 @@ from ..server.control import ControlError, Json, NotRunning, ask
 from ..server.snapshot_requests import describe
 from ..storage.base import StorageError
 from ..storage.lock import locked
-from ..storage.open import image_path
+from ..storage.open import image_path, open_image
 from ..storage.snapshots import (
     delete_snapshot,
     existing_snapshot,
@@ -27,6 +27,7 @@ from ..storage.snapshots import (
     settle,
     take_snapshot,
 )
+from .config_edit import resized
 from .config_file import EXIT_CONFIG, load_or_exit
 
 EXIT_FAILED = 1
@@ -64,9 +65,23 @@ def restore_command(
     """Make every DISK hold again what it held when SNAPSHOT was taken.
 
     What it holds now is gone; the snapshot stays. Of a disk in use only with --force, and whoever
-    uses it must read it anew.
+    uses it must read it anew. With --config, the `size` in it follows.
     """
     _change("restore", "restored", restore_snapshot, snapshot, disks, config, force=force)
+    if config is not None:
+        with _reported():
+            _follow_sizes(config, snapshot, _images(disks, config))
+
+
+def _follow_sizes(config: Path, snapshot: str, images: dict[str, Path]) -> None:
+    """A disk that was resized since has the size of its snapshot again."""
+    loaded, _ = load_or_exit(config)
+    for disk, image in images.items():
+        restored = open_image(existing_snapshot(image, snapshot), read_only=True)
+        restored.close_blocking()
+        configured = loaded.disks[disk].size_bytes
+        if configured is not None and configured != restored.size_bytes:
+            resized(config, disk, restored.size_bytes)
 
 
 @click.command("delete-snapshot", short_help="Forget a snapshot of disks.")

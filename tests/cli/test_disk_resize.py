@@ -41,6 +41,29 @@ async def test_a_disk_that_is_served(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize("suffix", [".img", ".vhdx"])
+async def test_a_size_that_a_restore_brings_back(tmp_path: Path, suffix: str) -> None:
+    """Served or not, the config says the size that there is, or the server would not start."""
+    disks = {"data": {"path": f"data{suffix}", "size": 8 * MIB}}
+    config = tmp_path / "config.toml"
+
+    async def disk(*arguments: str) -> None:
+        command = ["disk", *arguments, "--config", str(config)]
+        result = await asyncio.to_thread(CliRunner().invoke, main, command)
+        assert result.exit_code == 0, result.output
+
+    async with serving(config_of(tmp_path, disks=disks), tmp_path):
+        await disk("snapshot", "small", "data")
+        await disk("resize", "data", "9 MiB")
+        await disk("restore", "small", "data")
+        assert load_config(config).disks["data"].size_bytes == 8 * MIB
+        await disk("resize", "data", "9 MiB")
+    await disk("restore", "small", "data")
+    assert load_config(config).disks["data"].size_bytes == 8 * MIB
+    async with serving(load_config(config), tmp_path):
+        pass
+
+
 def test_a_disk_that_is_not_served(tmp_path: Path) -> None:
     config_of(tmp_path, disks=DISKS)
     config = tmp_path / "config.toml"
