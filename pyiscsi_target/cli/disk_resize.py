@@ -8,20 +8,16 @@ import click
 
 from ..server.config_values import format_size
 from ..server.control import ControlError, NotRunning, ask
-from ..storage.open import image_path, open_image
+from ..storage.open import open_image
 from .config_edit import resized
-from .config_file import EXIT_CONFIG, load_or_exit
+from .config_file import disks_config, images_of, load_or_exit
 from .disk_options import EXIT_FAILED, SIZE, failing_softly
 
 
 @click.command(short_help="Make a disk larger, or smaller where its end is empty.")
 @click.argument("disk")
 @click.argument("size", type=SIZE)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Name the disk as in this config; its server, if it runs, does the work.",
-)
+@disks_config
 def resize(disk: str, size: int, config: Path | None) -> None:
     """Give DISK, an image file, a new SIZE.
 
@@ -55,14 +51,9 @@ async def _resize(path: Path, size_bytes: int) -> None:
 
 def _resize_configured(config: Path, disk: str, size_bytes: int) -> None:
     loaded, _ = load_or_exit(config)
-    known = loaded.disks.get(disk)
-    image = image_path(known.path, config.absolute().parent) if known is not None else None
-    if image is None:
-        why = "has no such disk" if known is None else "is in memory; change its size in the file"
-        click.echo(f"{config}: disks.{disk}: {why}", err=True)
-        sys.exit(EXIT_CONFIG)
+    images = images_of(loaded, config, [disk], of_memory="; change its size in the file")
     try:
         ask(loaded.server.state_dir, "resize", disk=disk, size_bytes=size_bytes)
     except NotRunning:
-        _resize_file(image, size_bytes)
+        _resize_file(images[disk], size_bytes)
     resized(config, disk, size_bytes)

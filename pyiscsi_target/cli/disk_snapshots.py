@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
+from ..server.config import Config
 from ..server.config_values import format_size
 from ..server.control import ControlError, Json, NotRunning, ask
 from ..server.snapshot_requests import describe
 from ..storage.base import StorageError
 from ..storage.lock import locked
-from ..storage.open import image_path, open_image
+from ..storage.open import open_image
 from ..storage.snapshots import (
     delete_snapshot,
     existing_snapshot,
@@ -28,15 +30,9 @@ from ..storage.snapshots import (
     take_snapshot,
 )
 from .config_edit import resized
-from .config_file import EXIT_CONFIG, load_or_exit
+from .config_file import disks_config, images_of, load_or_exit
+from .disk_options import EXIT_FAILED
 
-EXIT_FAILED = 1
-
-_config = click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Name disks as in this config; its server, if it runs, does the work.",
-)
 _disks = click.argument("disks", nargs=-1, required=True, metavar="DISK...")
 _snapshot = click.argument("snapshot", metavar="SNAPSHOT")
 
@@ -44,7 +40,7 @@ _snapshot = click.argument("snapshot", metavar="SNAPSHOT")
 @click.command("snapshot", short_help="Keep what disks hold now, at one instant.")
 @_snapshot
 @_disks
-@_config
+@disks_config
 def snapshot_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -> None:
     """Keep what every DISK holds now, at one instant for all, as SNAPSHOT.
 
@@ -57,7 +53,7 @@ def snapshot_command(snapshot: str, disks: tuple[str, ...], config: Path | None)
 @click.command("restore", short_help="Put disks back to a snapshot.")
 @_snapshot
 @_disks
-@_config
+@disks_config
 @click.option("--force", is_flag=True, help="Even while sessions use the disks: they are told.")
 def restore_command(
     snapshot: str, disks: tuple[str, ...], config: Path | None, force: bool
@@ -67,27 +63,26 @@ def restore_command(
     What it holds now is gone; the snapshot stays. Of a disk in use only with --force, and whoever
     uses it must read it anew. With --config, the `size` in it follows.
     """
-    _change("restore", "restored", restore_snapshot, snapshot, disks, config, force=force)
-    if config is not None:
+    named = _change("restore", "restored", restore_snapshot, snapshot, disks, config, force=force)
+    if config is not None and named.config is not None:
         with _reported():
-            _follow_sizes(config, snapshot, _images(disks, config))
+            _follow_sizes(config, named.config, snapshot, named.images)
 
 
-def _follow_sizes(config: Path, snapshot: str, images: dict[str, Path]) -> None:
+def _follow_sizes(path: Path, config: Config, snapshot: str, images: dict[str, Path]) -> None:
     """A disk that was resized since has the size of its snapshot again."""
-    loaded, _ = load_or_exit(config)
     for disk, image in images.items():
         restored = open_image(existing_snapshot(image, snapshot), read_only=True)
         restored.close_blocking()
-        configured = loaded.disks[disk].size_bytes
+        configured = config.disks[disk].size_bytes
         if configured is not None and configured != restored.size_bytes:
-            resized(config, disk, restored.size_bytes)
+            resized(path, disk, restored.size_bytes)
 
 
 @click.command("delete-snapshot", short_help="Forget a snapshot of disks.")
 @_snapshot
 @_disks
-@_config
+@disks_config
 def delete_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -> None:
     """Forget SNAPSHOT of every DISK; the disks stay as they are."""
     _change("delete-snapshot", "deleted", delete_snapshot, snapshot, disks, config)
@@ -95,11 +90,11 @@ def delete_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -
 
 @click.command("snapshots", short_help="List the snapshots of disks.")
 @_disks
-@_config
+@disks_config
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(disks: tuple[str, ...], config: Path | None, as_json: bool) -> None:
     """List the snapshots of every DISK, oldest first."""
-    images = _images(disks, config)
+    images = _named(disks, config).images
     with _reported():
         found = {
             disk: [describe(one) for one in list_snapshots(image)] for disk, image in images.items()
@@ -122,24 +117,25 @@ def _change(
     disks: Sequence[str],
     config: Path | None,
     **arguments: object,
-) -> None:
+) -> "_Named":
     """Have the server do it, or do it to the files; then say so."""
-    images = _images(disks, config)
+    named = _named(disks, config)
     with _reported():
-        if config is None or not _done_by_server(config, request, snapshot, disks, arguments):
-            _change_files(change, snapshot, images)
+        if not _done_by_server(named.config, request, snapshot, disks, arguments):
+            _change_files(change, snapshot, named.images)
     for disk in disks:
         click.echo(f"{disk}: snapshot {snapshot} {done}")
+    return named
 
 
 def _done_by_server(
-    config: Path, request: str, snapshot: str, disks: Sequence[str], arguments: Json
+    config: Config | None, request: str, snapshot: str, disks: Sequence[str], arguments: Json
 ) -> bool:
     """False where no server runs."""
-    loaded, _ = load_or_exit(config)
-    directory = loaded.server.state_dir
+    if config is None:
+        return False
     try:
-        ask(directory, request, snapshot=snapshot, disks=list(disks), **arguments)
+        ask(config.server.state_dir, request, snapshot=snapshot, disks=list(disks), **arguments)
     except NotRunning:
         return False
     return True
@@ -162,21 +158,19 @@ def _change_files(
             change(image, snapshot)
 
 
-def _images(disks: Sequence[str], config: Path | None) -> dict[str, Path]:
-    """The files of the disks; ends the process where the config has no such disk."""
-    if config is None:
-        return {disk: Path(disk) for disk in disks}
-    loaded, _ = load_or_exit(config)
-    images = {}
-    for disk in disks:
-        known = loaded.disks.get(disk)
-        image = image_path(known.path, config.absolute().parent) if known is not None else None
-        if image is None:
-            why = "has no such disk" if known is None else "is in memory, so it has no snapshots"
-            click.echo(f"{config}: disks.{disk}: {why}", err=True)
-            sys.exit(EXIT_CONFIG)
-        images[disk] = image
-    return images
+class _Named(NamedTuple):
+    """The files of the disks that were named, and the config where they are those of one."""
+
+    images: dict[str, Path]
+    config: Config | None
+
+
+def _named(disks: Sequence[str], path: Path | None) -> _Named:
+    """Ends the process where the config at `path` has no such disk."""
+    if path is None:
+        return _Named({disk: Path(disk) for disk in disks}, None)
+    config, _ = load_or_exit(path)
+    return _Named(images_of(config, path, disks, of_memory=", so it has no snapshots"), config)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def create_child(
 
 def is_child(image: Path, parent: Path) -> bool:
     """Whether the image was made of `parent`, and still fits. Blocking. Raises StorageError."""
-    return any(ancestor.samefile(parent) for ancestor in _ancestors(image)[:1])
+    return any(ancestor.samefile(parent) for ancestor in ancestors(image)[:1])
 
 
 def descends_from(image: Path, ancestor: Path) -> bool:
@@ -42,11 +42,11 @@ def descends_from(image: Path, ancestor: Path) -> bool:
 
     Between the two there may be snapshots. Raises StorageError.
     """
-    return any(found.samefile(ancestor) for found in _ancestors(image))
+    return any(found.samefile(ancestor) for found in ancestors(image))
 
 
-def _ancestors(image: Path) -> list[Path]:
-    """The files below the image, its parent first; they fit."""
+def ancestors(image: Path) -> list[Path]:
+    """The files below the image, its parent first; they fit. Blocking. Raises StorageError."""
     disk = open_image(image, read_only=True)
     try:
         return [link.path for link in describe_chain(disk)[1:]]

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from .base import StorageError, StorageFault
 from .block_image import BlockImage, Source
 from .content import CHUNK_BYTES, read_into
-from .describe import describe_chain
+from .create_child import ancestors
 from .open import open_image
 
 Progress = Callable[[int, int], None]
@@ -35,8 +35,10 @@ async def merge_image(path: Path, progress: Progress, *, stamps: bool = True) ->
     The file at `path` stays, and without `stamps` still fits. Raises StorageError as
     `merge_into_parent` does.
     """
-    parent_path = _parent_of(path)
-    parent = open_image(parent_path, read_only=False)
+    found = ancestors(path)
+    if not found:
+        raise StorageError(StorageFault.INVALID, f"{path}: is not a differencing image")
+    parent = open_image(found[0], read_only=False)
     try:
         child = open_image(path, read_only=False, parent=parent)
     except BaseException:
@@ -47,18 +49,7 @@ async def merge_image(path: Path, progress: Progress, *, stamps: bool = True) ->
         await merge_into_parent(child, progress, stamps=stamps)
     finally:
         await child.close()
-    return parent_path
-
-
-def _parent_of(path: Path) -> Path:
-    disk = open_image(path, read_only=True)
-    try:
-        chain = describe_chain(disk)
-    finally:
-        disk.close_blocking()
-    if len(chain) < 2:
-        raise StorageError(StorageFault.INVALID, f"{path}: is not a differencing image")
-    return chain[1].path
+    return found[0]
 
 
 async def merge_into_parent(child: BlockImage, progress: Progress, *, stamps: bool = True) -> None:
