@@ -15,18 +15,8 @@ from pyiscsi_target.app import StartError
 from pyiscsi_target.cli import main
 from pyiscsi_target.demo.story import WINDOWS, Event, Kind, Outcome, Story, StoryFailed, Timing
 from pyiscsi_target.demo.timeline import PlainTimeline
+from tests.support.fast_story import FAST
 
-FAST = Timing(
-    record_s=0.001,
-    lead_s=0.02,
-    heartbeat_s=0.005,
-    heartbeats_missed=2,
-    renew_s=0.005,
-    challenge_s=0.05,
-    alone_s=0.01,
-    refused_s=0.01,
-    together_s=0.01,
-)
 OUTCOME = Outcome(1, 2, 3, False, 0.5, 0.25, 0.125)
 
 

@@ -31,22 +31,12 @@ from pyiscsi_target.demo.story import (
 )
 from pyiscsi_target.scsi.reservations import State
 from pyiscsi_target.storage.base import Buffer
+from tests.support.fast_story import FAST
 from tests.support.live import Live, config_of, serving
 from tests.support.server import TARGET
 
 BLOCK = 512
 LUN = 0
-FAST = Timing(
-    record_s=0.001,
-    lead_s=0.02,
-    heartbeat_s=0.005,
-    heartbeats_missed=2,
-    renew_s=0.005,
-    challenge_s=0.05,
-    alone_s=0.01,
-    refused_s=0.01,
-    together_s=0.01,
-)
 
 
 class Played:

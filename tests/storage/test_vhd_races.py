@@ -13,7 +13,7 @@ import pytest
 from pyiscsi_target.storage import vhd_space
 from pyiscsi_target.storage.base import Buffer
 from pyiscsi_target.storage.vhd_disk import VhdDisk
-from tests.support.recording_file import RecordingFile
+from tests.support.recording_file import JitteryFile, RecordingFile
 from tests.support.vhd_files import open_blocks, open_parent, read_all, small_child, small_dynamic
 
 SECTOR = 512
@@ -23,22 +23,8 @@ SIZE = BLOCKS * BLOCK
 TASKS = 4
 
 
-class Jittery(RecordingFile):
-    """Nothing is done at once, and everything a random while later."""
-
-    def __init__(self, content: bytes, seed: int) -> None:
-        super().__init__(content)
-        self.slow = True
-        self._random = random.Random(seed)
-
-    async def _wait(self) -> None:
-        for _ in range(self._random.randrange(6)):
-            await asyncio.sleep(0)
-
-    async def read(self, offset_bytes: int, into: memoryview) -> None:
-        await self._wait()
-        await super().read(offset_bytes, into)
-        await self._wait()
+class Jittery(JitteryFile):
+    """Writes of a block's data take longest at times."""
 
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
@@ -46,9 +32,7 @@ class Jittery(RecordingFile):
         if sum(map(len, data)) > SECTOR and self._random.random() < 0.3:  # a block's data
             for _ in range(200):
                 await asyncio.sleep(0)
-        await self._wait()
         await super().write(offset_bytes, data, durable=durable)
-        await self._wait()
 
     async def flush(self) -> None:
         await self._wait()

@@ -13,7 +13,7 @@ import pytest
 from pyiscsi_target.storage.base import BackingStore, Buffer
 from pyiscsi_target.storage.vhdx import VhdxDisk
 from tests.support.images import KIB, MIB
-from tests.support.recording_file import RecordingFile
+from tests.support.recording_file import JitteryFile, RecordingFile
 from tests.support.vhdx_disks import (
     SECTOR,
     Model,
@@ -31,29 +31,8 @@ SIZE = (SHARED + TASKS) * MIB
 ROUNDS = 12
 
 
-class Jittery(RecordingFile):
-    """Nothing is done at once, and everything a random while later."""
-
-    def __init__(self, content: bytes, seed: int) -> None:
-        super().__init__(content)
-        self.slow = True
-        self._random = random.Random(seed)
-
-    async def _wait(self) -> None:
-        for _ in range(self._random.randrange(6)):
-            await asyncio.sleep(0)
-
-    async def read(self, offset_bytes: int, into: memoryview) -> None:
-        await self._wait()
-        await super().read(offset_bytes, into)
-        await self._wait()
-
-    async def write(
-        self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
-    ) -> None:
-        await self._wait()
-        await super().write(offset_bytes, data, durable=durable)
-        await self._wait()
+class Jittery(JitteryFile):
+    """A flush need not take what came after it was asked for."""
 
     async def punch(self, offset_bytes: int, length_bytes: int) -> None:
         await self._wait()

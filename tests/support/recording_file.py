@@ -6,6 +6,7 @@ may be there, in any order, cut at any sector; and the file may or may not have 
 what another process finds when only this one dies: everything that was written.
 """
 
+import asyncio
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -239,3 +240,28 @@ def sectors(change: Change) -> Iterator[Change]:
         end = start + size - at % size
         yield Change(at, data[start:end])
         start = end
+
+
+class JitteryFile(RecordingFile):
+    """Nothing is done at once, and everything a random while later."""
+
+    def __init__(self, content: bytes, seed: int) -> None:
+        super().__init__(content)
+        self.slow = True
+        self._random = random.Random(seed)
+
+    async def _wait(self) -> None:
+        for _ in range(self._random.randrange(6)):
+            await asyncio.sleep(0)
+
+    async def read(self, offset_bytes: int, into: memoryview) -> None:
+        await self._wait()
+        await super().read(offset_bytes, into)
+        await self._wait()
+
+    async def write(
+        self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
+    ) -> None:
+        await self._wait()
+        await super().write(offset_bytes, data, durable=durable)
+        await self._wait()
