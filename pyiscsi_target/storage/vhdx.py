@@ -12,13 +12,14 @@ from .block_table import UNKNOWN, BlockTable
 from .chain import ParentPaths
 from .finding import Finding, Remedy
 from .image_file import ImageFile
-from .vhdx_bat import NOT_PRESENT, Bat, Geometry, SpaceMap, parse_entries, placed
+from .vhdx_bat import NOT_PRESENT, Bat, Geometry, parse_entries, placed
 from .vhdx_blocks import TABLE_ENTRIES_MAX, OpenedFile
 from .vhdx_compact import VhdxCompact
 from .vhdx_format import BAT_ENTRY_BYTES, HEADER_SECTION_BYTES, MIB, BlockState, damaged
 from .vhdx_header import damaged_headers, read_headers
 from .vhdx_metadata import Metadata, damaged_region_tables, read_metadata, read_regions
 from .vhdx_replay import OverlaidFile, replay
+from .vhdx_space import SpaceMap
 
 FindParent = Callable[[ParentPaths], BackingStore]
 
@@ -192,9 +193,8 @@ class VhdxDisk(VhdxCompact):
             )
             for offset in damaged_region_tables(self.file)
         ]
-        unused = sum(length for _, length in self._space.gaps(self.file.size_bytes))
-        if unused >= MIB:
-            text = f"{unused // MIB} MiB of the file belong to nothing"
+        if self._space.unused_bytes >= MIB:
+            text = f"{self._space.unused_bytes // MIB} MiB of the file belong to nothing"
             found.append(Finding(text, Remedy.COMPACT))
         if isinstance(self.file, OverlaidFile):
             text = "the log has changes that are not in their places yet"
@@ -223,6 +223,7 @@ class VhdxDisk(VhdxCompact):
                     self._writes_now = False
                     await self.flush()
                     await self._log.end()
+                    await self._space.cut()
         finally:
             await self.file.close()
             if self.parent is not None:

@@ -1,11 +1,10 @@
-"""The block allocation table of a VHDX file ([MS-VHDX] section 2.5): where each entry is, what it
-may say, and which space of the file is taken.
+"""The block allocation table of a VHDX file ([MS-VHDX] section 2.5): where each entry is, and what
+it may say.
 
 In memory an entry of a payload block is a value of a `BlockTable`: the place of a block that is
 fully present, else `~entry`. Must not know the log, nor when anything is written.
 """
 
-import re
 import sys
 from array import array
 from collections.abc import Iterator
@@ -22,11 +21,11 @@ from .vhdx_format import (
     FILE_BYTES_MAX,
     HEADER_SECTION_BYTES,
     LOG_SECTOR_BYTES,
-    MIB,
     BlockState,
     damaged,
 )
 from .vhdx_metadata import Span
+from .vhdx_space import SpaceMap
 
 ENTRIES_PER_SECTOR = LOG_SECTOR_BYTES // BAT_ENTRY_BYTES
 NOT_PRESENT = ~int(BlockState.NOT_PRESENT)  # in a table
@@ -77,59 +76,6 @@ class Geometry:
     def block_bitmap_bytes(self) -> int:
         """What of a sector bitmap block belongs to one payload block."""
         return self.block_bytes // self.sector_bytes // 8
-
-
-class SpaceMap:
-    """Which MiB of the file are taken, by blocks or anything else.
-
-    Free space is `clean` when it is sure to read as zeroes after any loss of power, and only then
-    given away. One byte for each MiB.
-    """
-
-    _USED, _CLEAN = 1, 2
-
-    def __init__(self) -> None:
-        self._map = bytearray()
-
-    @property
-    def end_bytes(self) -> int:
-        """Where the last taken MiB ends."""
-        return (self._map.rfind(self._USED) + 1) * MIB
-
-    def _reach(self, end: int) -> None:
-        self._map.extend(bytes(max(0, end - len(self._map))))
-
-    def claim(self, start_bytes: int, length_bytes: int) -> bool:
-        """Take the range (in whole MiB); False where some of it is taken already."""
-        first, count = start_bytes // MIB, length_bytes // MIB
-        self._reach(first + count)
-        if self._map.find(self._USED, first, first + count) >= 0:
-            return False
-        self._map[first : first + count] = bytes((self._USED,)) * count
-        return True
-
-    def free(self, start_bytes: int, length_bytes: int, *, clean: bool) -> None:
-        """The range is not taken any more."""
-        first, count = start_bytes // MIB, length_bytes // MIB
-        self._reach(first + count)
-        self._map[first : first + count] = bytes((self._CLEAN if clean else 0,)) * count
-
-    def take_clean(self, length_bytes: int) -> int | None:
-        """Take the first clean range of this length; None where there is none."""
-        count = length_bytes // MIB
-        first = self._map.find(bytes((self._CLEAN,)) * count)
-        if first < 0:
-            return None
-        self._map[first : first + count] = bytes((self._USED,)) * count
-        return first * MIB
-
-    def gaps(self, end_bytes: int) -> Iterator[tuple[int, int]]:
-        """(start, length) of ranges below `end_bytes` that are neither taken nor clean."""
-        self._reach(-(-end_bytes // MIB))
-        for match in re.finditer(rb"\x00+", self._map):
-            length = min(match.end() * MIB, end_bytes) - match.start() * MIB
-            if length > 0:
-                yield match.start() * MIB, length
 
 
 class Bat:

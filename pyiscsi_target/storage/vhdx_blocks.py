@@ -14,7 +14,7 @@ Must not know how a file is opened, nor who reads and writes.
 
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from uuid import UUID, uuid4
 
@@ -22,14 +22,7 @@ from .base import BackingStore, Capabilities, StorageError
 from .block_image import BlockImage, Piece, Source
 from .block_table import UNKNOWN, BlockTable
 from .image_file import ImageFile
-from .vhdx_bat import (
-    ENTRIES_PER_SECTOR,
-    Bat,
-    SpaceMap,
-    parse_entries,
-    placed,
-    raw_entry,
-)
+from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, parse_entries, placed, raw_entry
 from .vhdx_bitmap import SectorBitmaps, runs
 from .vhdx_format import (
     BAT_ENTRY_BYTES,
@@ -41,13 +34,13 @@ from .vhdx_format import (
 from .vhdx_header import Headers
 from .vhdx_log import LogWriter
 from .vhdx_metadata import Metadata, Regions
+from .vhdx_space import Space, SpaceMap
 
 TABLE_ENTRIES_MAX = 1 << 22  # kept in memory from the start; larger tables are loaded in pages
 _COPY_BYTES = MIB  # what is copied from a parent at once
 _COPY_ALIGNMENT_BYTES = 64 * 1024  # and at least, so that not every small write costs a flush
 _BAT_SECTORS_MAX = 256  # kept as they are in the log
-_GAPS_MAX = 1024  # cleaned at first need
-_DISCARDED_AT_ONCE = 64  # in as many sectors of the BAT at most: one entry of the log
+_BLOCKS_AT_ONCE = 64  # in as many sectors of the BAT at most: one entry of the log
 
 
 @dataclass(slots=True)
@@ -85,6 +78,24 @@ class OwnPart:
     copied: bool = False  # something of it is not on the medium yet
 
 
+@dataclass(slots=True)
+class Plan:
+    """What is to become of blocks, before the file says so.
+
+    `empty`: the place of each block that reads as zeroes until it is written, of which `punched`
+    had it already; `parts`: children's.
+    """
+
+    empty: dict[int, int] = field(default_factory=dict)
+    punched: set[int] = field(default_factory=set)
+    parts: dict[int, OwnPart] = field(default_factory=dict)
+
+    @property
+    def must_flush(self) -> bool:
+        """Whether something of it is not on the medium yet."""
+        return bool(self.punched) or any(part.copied for part in self.parts.values())
+
+
 class VhdxBlocks(BlockImage):
     """The request path of an open VHDX file; closing and resizing are `vhdx.VhdxDisk`'s."""
 
@@ -102,12 +113,9 @@ class VhdxBlocks(BlockImage):
         self._headers = opened.headers
         self._bat = opened.bat
         self._bitmaps = SectorBitmaps(file, opened.bat.geometry, opened.places)
-        self._space = opened.space
-        self._punches = opened.punches
+        self._space = Space(file, opened.space, punches=opened.punches)
         self._log = LogWriter(file, opened.headers)
-        self._freed: list[tuple[int, int]] = []  # punched, and not flushed since
         self._bat_sectors: dict[int, bytes] = {}
-        self._looked_for_gaps = False
         self._wishes: list[Wish] = []
 
     @property
@@ -247,30 +255,6 @@ class VhdxBlocks(BlockImage):
             found[number][at : at + BAT_ENTRY_BYTES] = entry.to_bytes(BAT_ENTRY_BYTES, "little")
         return {number: bytes(sector) for number, sector in found.items()}
 
-    async def _take_space(self, length_bytes: int) -> int:
-        """Space that reads as zeroes, and will after any loss of power."""
-        if not self._looked_for_gaps:
-            self._looked_for_gaps = True
-            await self._clean_gaps()
-        place = self._space.take_clean(length_bytes)
-        if place is None:
-            end = max(self.file.size_bytes, self._space.end_bytes)
-            place = -(-end // MIB) * MIB
-            await self.file.set_size(place + length_bytes)
-            self._space.claim(place, length_bytes)
-        return place
-
-    async def _clean_gaps(self) -> None:
-        """Space that nothing names may hold anything; punch it, so that it can be used one day."""
-        if not self._punches:
-            return
-        for start, length in list(islice(self._space.gaps(self.file.size_bytes), _GAPS_MAX)):
-            try:
-                await self.file.punch(start, length)
-            except StorageError:
-                return
-            self._freed.append((start, length // MIB * MIB))
-
     # Making room for writes
 
     async def _prepare(self, block: int, start: int, end: int) -> int:
@@ -297,23 +281,20 @@ class VhdxBlocks(BlockImage):
 
     async def _grant(self, wishes: Sequence[Wish]) -> None:
         """Make room for all of them, or some. Raises StorageError."""
-        partial: dict[int, OwnPart] = {}
+        plan = Plan()
         try:
             for wish in tuple(wishes):
-                if not await self._is_granted(wish):
-                    await self._plan(wish, partial)
-            if any(part.copied for part in partial.values()):
+                if wish.block not in plan.empty and not await self._is_granted(wish):
+                    await self._plan(wish, plan)
+            if plan.must_flush:
                 await self.flush()
-            for part in list(partial.values()):
-                await self._own(part)
-                del partial[part.block]
+            await self._carry_out(plan)
         finally:
-            for part in partial.values():
-                self._give_up(part)
+            self._give_up(plan)
 
-    async def _plan(self, wish: Wish, partial: dict[int, OwnPart]) -> None:
-        """Make room for the wish, or say in `partial` what is to become the child's own."""
-        part = partial.get(wish.block)
+    async def _plan(self, wish: Wish, plan: Plan) -> None:
+        """Space for the block, and in it what the parent has around the wish."""
+        part = plan.parts.get(wish.block)
         if part is None:
             place, state = placed(self.table[wish.block])
             if state == BlockState.PARTIALLY_PRESENT:
@@ -323,24 +304,42 @@ class VhdxBlocks(BlockImage):
             elif state == BlockState.NOT_PRESENT and not await self._parent_is_empty(wish.block):
                 part = await self._plan_first(wish.block)
             else:
-                await self._allocate(wish.block, place)
+                await self._plan_empty(wish.block, place, plan)
                 return
-            partial[wish.block] = part
+            plan.parts[wish.block] = part
         await self._copy_missing(part, *self._copied_range(wish))
 
-    async def _allocate(self, block: int, place: int) -> None:
-        """A block that reads as zeroes gets space; `place` is where it had some, or 0."""
+    async def _plan_empty(self, block: int, place: int, plan: Plan) -> None:
+        """Space for a block that reads as zeroes; `place` is where it has some already, or 0."""
         if place:  # with what it held before
             await self.file.punch(place, self.block_bytes)
-            await self.file.flush()
-            await self._commit({block: place})
-            return
-        place = await self._take_space(self.block_bytes)
-        try:
-            await self._commit({block: place})
-        except BaseException:
-            self._space.free(place, self.block_bytes, clean=True)
-            raise
+            plan.punched.add(block)
+        plan.empty[block] = place or await self._space.take(self.block_bytes)
+
+    async def _carry_out(self, plan: Plan) -> None:
+        """All that the blocks are to hold is on the medium: let the file say so.
+
+        Each commit is one entry of the log, so it is done or not.
+        """
+        while block_places := dict(islice(plan.empty.items(), _BLOCKS_AT_ONCE)):
+            await self._commit(block_places)
+            for block in block_places:
+                del plan.empty[block]
+        for block in list(plan.parts):
+            await self._own(plan.parts[block])
+            del plan.parts[block]
+
+    def _give_up(self, plan: Plan) -> None:
+        """Take back what was planned and not carried out."""
+        for block, place in plan.empty.items():
+            if block not in plan.punched:
+                self._space.give_back(place, self.block_bytes, clean=True)
+        for part in plan.parts.values():
+            self._give_up_part(part)
+
+    def _give_up_part(self, part: OwnPart) -> None:
+        if part.is_new:
+            self._space.give_back(part.place, self.block_bytes, clean=not part.copied)
 
     async def _parent_is_empty(self, block: int) -> bool:
         """Whether all of the block reads as zeroes without being in the file."""
@@ -357,29 +356,25 @@ class VhdxBlocks(BlockImage):
 
     async def _plan_first(self, block: int) -> OwnPart:
         """Space for a block of which nothing is the child's own, and for its bitmap."""
-        part = OwnPart(block, await self._take_space(self.block_bytes), 0, is_new=True)
+        part = OwnPart(block, await self._space.take(self.block_bytes), 0, is_new=True)
         chunk = block // self._bat.geometry.chunk_ratio
         try:
             if not self._bitmaps.places[chunk]:
                 await self._add_bitmap(chunk)
             await self._bitmaps.load(block, 0, self._block_sectors)
         except BaseException:
-            self._give_up(part)
+            self._give_up_part(part)
             raise
         return part
 
     async def _add_bitmap(self, chunk: int) -> None:
         """A sector bitmap block of zeroes: nothing of the chunk is the child's own yet."""
-        place = await self._take_space(BITMAP_BYTES)
+        place = await self._space.take(BITMAP_BYTES)
         try:
             await self._commit({}, {chunk: place})
         except BaseException:
-            self._space.free(place, BITMAP_BYTES, clean=True)
+            self._space.give_back(place, BITMAP_BYTES, clean=True)
             raise
-
-    def _give_up(self, part: OwnPart) -> None:
-        if part.is_new:
-            self._space.free(part.place, self.block_bytes, clean=not part.copied)
 
     async def _copy_missing(self, part: OwnPart, first: int, last: int) -> None:
         """Copy what is not the child's own among these sectors from the parent."""
@@ -433,7 +428,7 @@ class VhdxBlocks(BlockImage):
         freed: list[int] = []
         async with self.changing:
             left = iter(blocks)
-            while part := tuple(islice(left, _DISCARDED_AT_ONCE)):
+            while part := tuple(islice(left, _BLOCKS_AT_ONCE)):
                 for block in part:
                     if self.table[block] == UNKNOWN:
                         await self._load(block)
@@ -442,8 +437,7 @@ class VhdxBlocks(BlockImage):
                 freed += taken
         await self._unused(blocks)
         for place in freed:
-            await self.file.punch(place, self.block_bytes)
-            self._freed.append((place, self.block_bytes))
+            await self._space.punch(place, self.block_bytes)
 
     # Flushing and closing
 
@@ -452,15 +446,8 @@ class VhdxBlocks(BlockImage):
         if self.capabilities.read_only:
             return
         mark = self._log.mark()
-        freed, self._freed = self._freed, []
-        try:
-            await self.file.flush()
-        except BaseException:
-            self._freed += freed
-            raise
+        await self._space.flush()
         self._log.flushed(mark)
-        for start, length in freed:
-            self._space.free(start, length, clean=True)
         try:
             await self._log.apply()
         except StorageError:

@@ -43,7 +43,7 @@ class VhdxCompact(VhdxResize):
             end = min(start + self.block_bytes, self.size_bytes)
             if await first_data(self, start, end) is None:
                 await self._discard([block])
-        await self._clean_gaps()
+        await self._space.clean_gaps()
         await self.flush()
         left = sorted(blocks, key=lambda block: placed(self.table[block])[0], reverse=True)
         for done, block in enumerate(left, start=len(blocks)):
@@ -73,13 +73,13 @@ class VhdxCompact(VhdxResize):
             if target is None:
                 return False
             if target > place:
-                self._space.free(target, self.block_bytes, clean=True)
+                self._space.give_back(target, self.block_bytes, clean=True)
                 return False
             await self._copy(place, target)
             await self.file.flush()
             is_whole = state == BlockState.FULLY_PRESENT
             await self._commit({block: target if is_whole else ~(target | state)})
-            self._space.free(place, self.block_bytes, clean=False)
+            self._space.give_back(place, self.block_bytes, clean=False)
         return True
 
     async def _copy(self, place: int, target: int) -> None:
@@ -90,11 +90,8 @@ class VhdxCompact(VhdxResize):
                 await self.file.write(target + start, (data,))
 
     async def _cut(self) -> None:
-        """Without a log, for a log says how long the file must be (section 2.3.1.1)."""
         async with self.changing:
             await self._settle()
             await self._log.end()
-            if self._space.end_bytes < self.file.size_bytes:
-                await self.file.set_size(self._space.end_bytes)
-                await self.file.flush()
+            await self._space.cut()
             self._writes_now = False

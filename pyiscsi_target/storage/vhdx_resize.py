@@ -193,7 +193,7 @@ class VhdxResize(VhdxBlocks):
         """
         length = -(-entry_count * BAT_ENTRY_BYTES // MIB) * MIB
         old, used = self._bat.region, self._bat.geometry.entry_count * BAT_ENTRY_BYTES
-        place = await self._take_space(length)
+        place = await self._space.take(length)
         for at in range(0, used, _COPY_BYTES):
             part = memoryview(bytearray(min(_COPY_BYTES, used - at)))
             await self.file.read(old.start + at, part)
@@ -226,12 +226,12 @@ class VhdxResize(VhdxBlocks):
         if count <= 0:
             return
         length = count << self._shift
-        place = await self._take_space(length)
+        place = await self._space.take(length)
         try:
             await self.file.zero(place, length)
             await self._commit(
                 {first_block + at: place + (at << self._shift) for at in range(count)}
             )
         except BaseException:
-            self._space.free(place, length, clean=True)
+            self._space.give_back(place, length, clean=True)
             raise

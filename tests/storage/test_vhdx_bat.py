@@ -1,8 +1,8 @@
-"""The numbers of the BAT, and which space is taken."""
+"""The numbers of the BAT."""
 
 import pytest
 
-from pyiscsi_target.storage.vhdx_bat import Geometry, SpaceMap, placed, raw_entry
+from pyiscsi_target.storage.vhdx_bat import Geometry, placed, raw_entry
 from pyiscsi_target.storage.vhdx_format import GIB, MIB, TIB, BlockState
 
 
@@ -33,31 +33,6 @@ def test_geometry(
     assert geometry.index(0) == 0
     assert geometry.index(geometry.block_count - 1) == entries - 1
     assert geometry.bitmap_index(0) == ratio
-
-
-def test_space_is_taken_once() -> None:
-    space = SpaceMap()
-    assert space.claim(0, MIB)
-    assert space.claim(4 * MIB, 2 * MIB)
-    for start, length in ((3 * MIB, 2 * MIB), (5 * MIB, MIB), (0, 9 * MIB)):
-        assert not space.claim(start, length)
-    assert space.end_bytes == 6 * MIB
-    assert list(space.gaps(8 * MIB + 512)) == [(MIB, 3 * MIB), (6 * MIB, 2 * MIB + 512)]
-    space.free(4 * MIB, MIB, clean=False)
-    assert space.claim(3 * MIB, 2 * MIB)
-
-
-def test_only_clean_space_is_given_away() -> None:
-    space = SpaceMap()
-    space.claim(0, 2 * MIB)
-    space.claim(8 * MIB, MIB)
-    assert space.take_clean(MIB) is None
-    space.free(2 * MIB, 2 * MIB, clean=True)
-    space.free(5 * MIB, 3 * MIB, clean=True)
-    assert space.take_clean(3 * MIB) == 5 * MIB
-    assert space.take_clean(MIB) == 2 * MIB
-    assert space.take_clean(2 * MIB) is None
-    assert not space.claim(5 * MIB, MIB)
 
 
 @pytest.mark.parametrize("state", list(BlockState))
