@@ -142,6 +142,11 @@ class BlockImage(BackingStore):
             write_now if self._may_write_now else _refuse  # type: ignore[assignment]
         )
 
+    def _resize_table(self, block_count: int) -> None:
+        """More or fewer blocks: the table has other pages then."""
+        self.table.resize(block_count)
+        self._bind()
+
     def _bind_flat(self) -> tuple[ReadNow, WriteNow]:
         """For a table of one page."""
         flat, shift, mask, size = self.table.pages[0], self._shift, self._mask, self.block_bytes

@@ -88,8 +88,7 @@ class VhdDisk(VhdBlocks):
         self.layout.header = replace(header, table_offset=at, max_table_entries=entries)
         self.layout.metadata += ((at, at + entries * 4),)
         self._entries.extend(longer[len(self._entries) :])
-        self.table.resize(entries)
-        self._bind()
+        self._resize_table(entries)
 
     # Merging
 

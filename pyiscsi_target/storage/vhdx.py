@@ -4,6 +4,7 @@ Requests for its content are those of `vhdx_blocks`.
 """
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from uuid import uuid4
 
@@ -50,8 +51,6 @@ def open_vhdx(
     for span in regions.spans:
         space.claim(span.start, span.length)
     table, places = _read_bat(file, bat, space)
-    if isinstance(file, OverlaidFile):
-        _require_no_payload(file, bat, table)
     parent = _open_parent(file, metadata, find_parent) if metadata.has_parent else None
     opened = OpenedFile(
         file, headers, regions, metadata, bat, table, places, space, punches=punches
@@ -62,6 +61,7 @@ def open_vhdx(
 def _read_bat(file: ImageFile, bat: Bat, space: SpaceMap) -> tuple[BlockTable, "array[int]"]:
     """The blocks and sector bitmaps of the file, checked and claimed."""
     geometry = bat.geometry
+    replayed = sorted(file.overlay) if isinstance(file, OverlaidFile) else []
     keeps = geometry.entry_count <= TABLE_ENTRIES_MAX
     table = BlockTable(geometry.block_count, NOT_PRESENT if keeps else UNKNOWN)
     places = array("Q", bytes(geometry.chunk_count * BAT_ENTRY_BYTES))
@@ -79,6 +79,8 @@ def _read_bat(file: ImageFile, bat: Bat, space: SpaceMap) -> tuple[BlockTable, "
                 continue
             if keeps:
                 table[number] = value
+            if replayed:
+                _require_no_payload(file, number, placed(value)[0], geometry, replayed)
             if placed(value)[1] == BlockState.PARTIALLY_PRESENT:
                 partial.add(number // geometry.chunk_ratio)
     for chunk in partial:
@@ -88,14 +90,14 @@ def _read_bat(file: ImageFile, bat: Bat, space: SpaceMap) -> tuple[BlockTable, "
     return table, places
 
 
-def _require_no_payload(file: OverlaidFile, bat: Bat, table: BlockTable) -> None:
+def _require_no_payload(
+    file: ImageFile, block: int, place: int, geometry: Geometry, replayed: Sequence[int]
+) -> None:
     """What is replayed in memory must not be payload, which is read without looking there."""
-    size = bat.geometry.block_bytes
-    for block in range(len(table)):
-        place, _ = placed(table[block]) if table[block] != UNKNOWN else (0, 0)
-        if place and any(place <= offset < place + size for offset in file.overlay):
-            message = f"an entry writes into payload block {block}"
-            raise damaged(file.name, "log", min(file.overlay), message)
+    at = bisect_left(replayed, place)
+    if place and at < len(replayed) and replayed[at] < place + geometry.block_bytes:
+        message = f"an entry writes into payload block {block}"
+        raise damaged(file.name, "log", replayed[at], message)
 
 
 def _open_parent(
@@ -167,7 +169,7 @@ class VhdxDisk(VhdxCompact):
 
     async def _resize(self, size_bytes: int) -> None:
         await super()._resize(size_bytes)
-        self._bind()
+        self._bind()  # of a fixed disk, whose new blocks are there now
 
     # Merging, checking and repairing
 

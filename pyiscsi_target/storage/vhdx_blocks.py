@@ -13,7 +13,7 @@ Must not know how a file is opened, nor who reads and writes.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from uuid import UUID, uuid4
@@ -206,12 +206,12 @@ class VhdxBlocks(BlockImage):
         Raises StorageError; nothing has changed then, unless there are thousands of blocks.
         """
         await self._open_log()
-        await self._load_all(values)
         index = self._bat.geometry.index
         entries = {index(block): raw_entry(value) for block, value in values.items()}
         for chunk, place in (places or {}).items():
             at = self._bat.geometry.bitmap_index(chunk)
             entries[at] = place | BlockState.FULLY_PRESENT
+        await self._load_all(entries)
         sectors = self._changed_bat(entries)
         await self._log.append(
             {self._bat.offset(at * ENTRIES_PER_SECTOR): data for at, data in sectors.items()}
@@ -226,12 +226,11 @@ class VhdxBlocks(BlockImage):
             self._bitmaps.places[chunk] = place
         self._bitmaps.store(bitmaps or {})
 
-    async def _load_all(self, blocks: Mapping[int, int]) -> None:
-        """Have in memory what shares log sectors of the BAT with these blocks."""
+    async def _load_all(self, entries: Iterable[int]) -> None:
+        """Have in memory what shares log sectors of the BAT with these entries."""
         if not self._is_paged:
             return
-        for block in blocks:
-            index = self._bat.geometry.index(block)
+        for index in entries:
             first = index - index % ENTRIES_PER_SECTOR
             group = self._bat.geometry.chunk_ratio + 1
             for at in range(first, first + ENTRIES_PER_SECTOR):
@@ -298,9 +297,7 @@ class VhdxBlocks(BlockImage):
         if part is None:
             place, state = placed(self.table[wish.block])
             if state == BlockState.PARTIALLY_PRESENT:
-                await self._bitmaps.load(wish.block, 0, self._block_sectors)
-                own = self._bitmaps.bits(wish.block, 0, self._block_sectors)
-                part = OwnPart(wish.block, place, own)
+                part = OwnPart(wish.block, place, await self._own_bits(wish.block))
             elif state == BlockState.NOT_PRESENT and not await self._parent_is_empty(wish.block):
                 part = await self._plan_first(wish.block)
             else:
@@ -361,20 +358,29 @@ class VhdxBlocks(BlockImage):
         try:
             if not self._bitmaps.places[chunk]:
                 await self._add_bitmap(chunk)
-            await self._bitmaps.load(block, 0, self._block_sectors)
         except BaseException:
             self._give_up_part(part)
             raise
         return part
 
     async def _add_bitmap(self, chunk: int) -> None:
-        """A sector bitmap block of zeroes: nothing of the chunk is the child's own yet."""
+        """A sector bitmap block of zeroes: nothing of the chunk is the child's own yet.
+
+        It takes its space at once: metadata must never fail for want of it.
+        """
         place = await self._space.take(BITMAP_BYTES)
         try:
+            await self.file.zero(place, BITMAP_BYTES)
             await self._commit({}, {chunk: place})
         except BaseException:
             self._space.give_back(place, BITMAP_BYTES, clean=True)
             raise
+
+    async def _own_bits(self, block: int) -> int:
+        """The block's bits; they are in memory until the caller awaits something."""
+        while not self._bitmaps.is_known(block, 0, self._block_sectors):
+            await self._bitmaps.load(block, 0, self._block_sectors)
+        return self._bitmaps.bits(block, 0, self._block_sectors)
 
     async def _copy_missing(self, part: OwnPart, first: int, last: int) -> None:
         """Copy what is not the child's own among these sectors from the parent."""
@@ -397,7 +403,7 @@ class VhdxBlocks(BlockImage):
         if part.own & full == full:
             await self._commit({block: part.place})
             return
-        changed = self._bitmaps.bits(block, 0, count) ^ part.own
+        changed = await self._own_bits(block) ^ part.own
         sectors: dict[int, bytes] = {}
         if changed:
             low, high = (changed & -changed).bit_length() - 1, changed.bit_length()
@@ -436,8 +442,7 @@ class VhdxBlocks(BlockImage):
                 await self._commit(dict.fromkeys(part, ~int(state)))
                 freed += taken
         await self._unused(blocks)
-        for place in freed:
-            await self._space.punch(place, self.block_bytes)
+        await self._space.release(freed, self.block_bytes)
 
     # Flushing and closing
 

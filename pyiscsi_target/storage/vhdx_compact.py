@@ -23,7 +23,9 @@ class VhdxCompact(VhdxResize):
         """Let the disk be written although children of it must go on to fit, until `stamp`."""
         self._require_writable()
         async with self.changing:
-            if not self.metadata.leave_block_allocated:
+            if self.metadata.leave_block_allocated:
+                await self._headers.update()  # a new FileWriteGuid (section 2.2.2)
+            else:
                 await self._open_log()
             self._writes_now = True
 

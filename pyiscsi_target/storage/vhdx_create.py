@@ -4,7 +4,7 @@ Must not know where the file lies: whoever has it makes sure that it is complete
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from uuid import UUID, uuid4
 
@@ -172,9 +172,9 @@ def create_vhdx(file: ImageFile, disk: NewDisk) -> None:
     for offset in REGION_TABLE_OFFSETS:
         file.write_blocking(offset, table)
     log_bytes = disk.metadata_start - _LOG_START
+    header = Header(0, uuid4(), uuid4(), NO_GUID, _LOG_START, log_bytes)
     for number, offset in enumerate(HEADER_OFFSETS):
-        header = Header(number, uuid4(), uuid4(), NO_GUID, _LOG_START, log_bytes)
-        file.write_blocking(offset, header.build())
+        file.write_blocking(offset, replace(header, sequence_number=number).build())
     file.flush_blocking()
     file.write_blocking(FILE_IDENTIFIER_OFFSET, _identifier())
     file.flush_blocking()

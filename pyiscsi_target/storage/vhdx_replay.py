@@ -25,6 +25,7 @@ from .vhdx_header import Header, Headers
 from .vhdx_log_entry import EntryHeader, Update, parse_header, parse_updates
 
 _LOG_BYTES_MAX = 256 * MIB  # what is searched; logs have some MiB
+_SUMS_BYTES_MIN = 64 * MIB  # of checksums, and four times the log
 _ZERO_BYTES_MAX = 4 * GIB  # what all zero descriptors together may clear
 _OVERLAY_BYTES_MAX = 32 * MIB  # what is replayed in memory
 _REGION_TABLES = (REGION_TABLE_OFFSETS[0], REGION_TABLE_OFFSETS[-1] + REGION_TABLE_BYTES)
@@ -48,6 +49,8 @@ class Log:
     def __init__(self, file: ImageFile, header: Header) -> None:
         self._file = file
         self._header = header
+        # Entries that claim to overlap would be summed up again at every sector.
+        self._sums_left_bytes = 4 * header.log_length + _SUMS_BYTES_MIN
 
     def _read(self, offset: int, length: int) -> bytes:
         """Bytes of the ring."""
@@ -62,6 +65,9 @@ class Log:
         header = parse_header(sector, self._header.log_guid, self._header.log_length)
         if header is None:
             return None
+        self._sums_left_bytes -= header.length
+        if self._sums_left_bytes < 0:
+            raise self._damaged("its entries overlap one another")
         updates = parse_updates(header, self._read(offset, header.length))
         return None if updates is None else (header, updates)
 

@@ -4,6 +4,7 @@ What the new size needs is put where the old one does not look; then one entry o
 the size, together with the place of the BAT if that had to move.
 """
 
+import asyncio
 from array import array
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,8 +12,8 @@ from dataclasses import replace
 from construct import Int64ul
 
 from .base import BackingStore, Provisioning, StorageError, StorageFault
-from .block_image import all_zero, uninterrupted
-from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, placed
+from .block_image import Source, all_zero, uninterrupted
+from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, Geometry, placed
 from .vhdx_blocks import OpenedFile, VhdxBlocks
 from .vhdx_format import (
     BAT_ENTRY_BYTES,
@@ -25,12 +26,14 @@ from .vhdx_format import (
     REGION_TABLE_BYTES,
     REGION_TABLE_HEADER,
     REGION_TABLE_OFFSETS,
+    BlockState,
     sealed,
 )
 from .vhdx_metadata import Span
 
 _COPY_BYTES = MIB
 _EXTENTS_AT_ONCE = 64
+_BLOCKS_AT_ONCE = 4096
 
 
 class VhdxResize(VhdxBlocks):
@@ -39,6 +42,7 @@ class VhdxResize(VhdxBlocks):
     def __init__(self, opened: OpenedFile, parent: BackingStore | None) -> None:
         super().__init__(opened, parent)
         self._regions = opened.regions
+        self._resizing = asyncio.Lock()
 
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`. A fixed disk takes the space of what it grows by."""
@@ -48,10 +52,11 @@ class VhdxResize(VhdxBlocks):
             raise self._refused(f"{size_bytes} bytes are not whole sectors of at most 64 TiB")
         if not self._writes_now:
             await uninterrupted(self._begin_writing())
-        if size_bytes < self.size_bytes:
-            await self._require_empty(size_bytes)
-        if size_bytes != self.size_bytes:
-            await uninterrupted(self._resize(size_bytes))
+        async with self._resizing:
+            if size_bytes < self.size_bytes:
+                await self._require_empty(size_bytes)
+            if size_bytes != self.size_bytes:
+                await uninterrupted(self._resize(size_bytes))
 
     def _refused(self, what: str, offset_bytes: int | None = None) -> StorageError:
         return StorageError(StorageFault.INVALID, f"{self.file.name}: {what}", offset_bytes)
@@ -74,19 +79,18 @@ class VhdxResize(VhdxBlocks):
                 raise self._refused(f"holds data behind byte {at}, so it cannot shrink", at)
 
     async def _resize(self, size_bytes: int) -> None:
-        old_bytes = self.size_bytes
-        if size_bytes < old_bytes:
+        if size_bytes < self.size_bytes:
             await self._discard_behind(size_bytes)
+        else:
+            await self._own_last_block()
         async with self.changing:
             await self._open_log()
             await self._settle()
-            if size_bytes > old_bytes:
+            if size_bytes < self.size_bytes:
+                await self._shrink(size_bytes)
+            else:
                 await self._clear_behind_end()
-            await self._change_size(size_bytes)
-        if size_bytes > old_bytes and self.parent is not None:
-            seen = min(size_bytes, self.parent.size_bytes) - old_bytes
-            if seen > 0:  # the parent was larger than its child: what it has there is not ours
-                await self._zero(old_bytes, seen, keep=False)
+                await self._grow(size_bytes)
         await self.flush()
 
     async def _discard_behind(self, size_bytes: int) -> None:
@@ -107,49 +111,94 @@ class VhdxResize(VhdxBlocks):
             message = f"{self.file.name}: its log cannot be applied"
             raise StorageError(StorageFault.MEDIUM, message)
 
+    @property
+    def _parent_goes_on(self) -> bool:
+        """Whether the parent has something behind the end, which must not come to light."""
+        return self.parent is not None and self.parent.size_bytes > self.size_bytes
+
+    async def _own_last_block(self) -> None:
+        """Of the block that the end cuts, nothing on the disk comes from the parent any more."""
+        start = self.size_bytes & self._mask
+        if not start or not self._parent_goes_on:
+            return
+        block = self.size_bytes >> self._shift
+        while (pieces := self._pieces(block, 0, start)) is None:
+            await self._load(block)
+        if any(piece.source is Source.PARENT for piece in pieces):
+            await self._prepare(block, 0, start)
+
     async def _clear_behind_end(self) -> None:
-        """What lies in the last block behind the disk may be anything."""
+        """What lies in the last block behind the disk may be anything, and becomes zeroes."""
         start = self.size_bytes & self._mask
         if not start:
             return
         block = self.size_bytes >> self._shift
         while self._pieces(block, 0, start) is None:
             await self._load(block)
-        place, _ = placed(self.table[block])
+        place, state = placed(self.table[block])
         if place:
-            await self.file.zero(place + start, self.block_bytes - start)
+            is_fixed = self.metadata.leave_block_allocated
+            clear = self.file.zero if is_fixed else self.file.punch
+            await clear(place + start, self.block_bytes - start)
             await self.file.flush()
+        if self._parent_goes_on and state == BlockState.PARTIALLY_PRESENT:
+            await self._commit({block: place})
 
-    async def _change_size(self, size_bytes: int) -> None:
-        before = (self.metadata, self._bat, self._regions, len(self._bitmaps.places))
-        geometry = replace(self._bat.geometry, disk_bytes=size_bytes)
+    async def _shrink(self, size_bytes: int) -> None:
+        await self._log.append(await self._size_sectors(size_bytes))
+        self._take_size(size_bytes)
+        self._take_geometry(self._geometry_of(size_bytes), self._bat.region)
+
+    async def _grow(self, size_bytes: int) -> None:
+        """The new blocks are as they must be before the size says that they are there."""
+        geometry, before = self._geometry_of(size_bytes), self._bat
+        region = before.region
+        entries = min(geometry.entry_count, region.length // BAT_ENTRY_BYTES)
+        await self._clear_entries_behind(entries)
         sectors = await self._size_sectors(size_bytes)
-        region = self._bat.region
-        if geometry.entry_count * BAT_ENTRY_BYTES > region.length:
-            region, moved = await self._move_bat(geometry.entry_count)
-            sectors |= moved
-        else:
-            await self._clear_entries_behind(geometry.entry_count)
-        old_blocks = len(self.table)
-        self.table.resize(geometry.block_count)
+        moved = geometry.entry_count > entries
+        if moved:
+            region, table_sectors = await self._move_bat(geometry.entry_count)
+            sectors |= table_sectors
+        first_new = len(self.table)
+        try:
+            self._take_geometry(geometry, region)
+            if self.metadata.leave_block_allocated:
+                await self._allocate_all(first_new)
+            elif self.parent is not None:
+                await self._hide_parent(first_new)
+            await self._log.append(sectors)
+        except BaseException:
+            self._take_geometry(before.geometry, before.region)
+            if moved:
+                self._space.give_back(region.start, region.length, clean=False)
+            raise
+        self._take_size(size_bytes)
+
+    def _geometry_of(self, size_bytes: int) -> Geometry:
+        return replace(self._bat.geometry, disk_bytes=size_bytes)
+
+    def _take_geometry(self, geometry: Geometry, region: Span) -> None:
+        """Have a BAT for so many blocks, at this place of the file."""
+        self._resize_table(geometry.block_count)
         places = self._bitmaps.places
         del places[geometry.chunk_count :]
         places.extend(array("Q", bytes((geometry.chunk_count - len(places)) * BAT_ENTRY_BYTES)))
         self._bat_sectors.clear()
         self._bat = Bat(self.file.name, region, geometry, self.file.size_bytes)
-        try:
-            if self.metadata.leave_block_allocated:
-                await self._allocate_all(old_blocks)
-            await self._log.append(sectors)
-        except BaseException:
-            self.metadata, self._bat, self._regions, count = before
-            self.table.resize(old_blocks)
-            del places[count:]
-            places.extend(array("Q", bytes((count - len(places)) * BAT_ENTRY_BYTES)))
-            raise
+
+    def _take_size(self, size_bytes: int) -> None:
         self.metadata = replace(self.metadata, disk_bytes=size_bytes)
-        self._regions = replace(self._regions, bat=region)
+        self._regions = replace(self._regions, bat=self._bat.region)
         self.size_bytes = size_bytes
+
+    async def _hide_parent(self, first_block: int) -> None:
+        """New blocks of a child read as zeroes, whatever a larger parent has there."""
+        assert self.parent is not None
+        end_block = min(len(self.table), -(-self.parent.size_bytes >> self._shift))
+        for first in range(first_block, end_block, _BLOCKS_AT_ONCE):
+            blocks = range(first, min(first + _BLOCKS_AT_ONCE, end_block))
+            await self._commit(dict.fromkeys(blocks, ~int(BlockState.ZERO)))
 
     async def _size_sectors(self, size_bytes: int) -> dict[int, bytes]:
         """Log sectors with the Virtual Disk Size item (section 2.6.2.2) changed."""
@@ -170,17 +219,21 @@ class VhdxResize(VhdxBlocks):
         return {at: bytes(sector) for at, sector in found.items()}
 
     async def _clear_entries_behind(self, entry_count: int) -> None:
-        """Entries behind the old end may be anything; the new size will look at them."""
-        used = self._bat.geometry.entry_count
-        first, last = used // ENTRIES_PER_SECTOR, -(-entry_count // ENTRIES_PER_SECTOR)
+        """Entries behind the disk may be anything; a larger one will look at them.
+
+        Those of blocks lie also between the disk's last block and its last sector bitmap.
+        """
+        geometry = self._bat.geometry
+        first = geometry.index(geometry.block_count) // ENTRIES_PER_SECTOR
         sectors: dict[int, bytes] = {}
-        for number in range(first, last):
-            offset = self._bat.offset(number * ENTRIES_PER_SECTOR)
-            sector = bytearray(LOG_SECTOR_BYTES)
+        for number in range(first, -(-entry_count // ENTRIES_PER_SECTOR)):
+            at = number * ENTRIES_PER_SECTOR
+            offset, sector = self._bat.offset(at), bytearray(LOG_SECTOR_BYTES)
             await self.file.read(offset, memoryview(sector))
-            kept = max(0, used - number * ENTRIES_PER_SECTOR) * BAT_ENTRY_BYTES
-            if any(sector[kept:]):
-                sectors[offset] = bytes(sector[:kept]).ljust(LOG_SECTOR_BYTES, b"\0")
+            await self._load_all([at])
+            wanted = self._bat.sector(number, self.table, self._bitmaps.places)
+            if sector != wanted:
+                sectors[offset] = bytes(wanted)
         if sectors:
             await self._log.append(sectors)
             await self._settle()
@@ -194,14 +247,19 @@ class VhdxResize(VhdxBlocks):
         length = -(-entry_count * BAT_ENTRY_BYTES // MIB) * MIB
         old, used = self._bat.region, self._bat.geometry.entry_count * BAT_ENTRY_BYTES
         place = await self._space.take(length)
-        for at in range(0, used, _COPY_BYTES):
-            part = memoryview(bytearray(min(_COPY_BYTES, used - at)))
-            await self.file.read(old.start + at, part)
-            if not all_zero((part,)):
-                await self.file.write(place + at, (part,))
-        await self.file.flush()
-        region = Span(old.name, place, length)
-        return region, await self._region_sectors(region)
+        try:
+            await self.file.zero(place, length)  # metadata must never fail for want of space
+            for at in range(0, used, _COPY_BYTES):
+                part = memoryview(bytearray(min(_COPY_BYTES, used - at)))
+                await self.file.read(old.start + at, part)
+                if not all_zero((part,)):
+                    await self.file.write(place + at, (part,))
+            await self.file.flush()
+            region = Span(old.name, place, length)
+            return region, await self._region_sectors(region)
+        except BaseException:
+            self._space.give_back(place, length, clean=False)
+            raise
 
     async def _region_sectors(self, bat: Span) -> dict[int, bytes]:
         """Log sectors of both region tables (section 2.2.3) with the BAT in another place."""

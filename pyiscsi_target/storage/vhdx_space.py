@@ -5,7 +5,7 @@ of the file, or freed, punched and flushed before. Must not know what it is for.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from .base import StorageError
@@ -114,10 +114,22 @@ class Space:
         """Nothing names or uses the space any more; `clean`: nothing was ever written to it."""
         self._map.free(place, length_bytes, clean=clean)
 
-    async def punch(self, place: int, length_bytes: int) -> None:
-        """Empty space that nothing names or uses, so that it can be taken after the next flush."""
-        await self._file.punch(place, length_bytes)
-        self._punched.append((place, length_bytes))
+    async def release(self, places: Iterable[int], length_bytes: int) -> None:
+        """Empty space that nothing names or uses, so that it can be taken after the next flush.
+
+        Raises StorageError; what could not be emptied is not used again then.
+        """
+        failure: StorageError | None = None
+        for place in places:
+            try:
+                await self._file.punch(place, length_bytes)
+            except StorageError as error:
+                self._map.free(place, length_bytes, clean=False)
+                failure = error
+            else:
+                self._punched.append((place, length_bytes))
+        if failure is not None:
+            raise failure
 
     async def clean_gaps(self) -> None:
         """Space that nothing names may hold anything; punch it, so that it can be used one day."""

@@ -6,8 +6,7 @@ import itertools
 import pytest
 
 from pyiscsi_target.storage.base import Extent, Provisioning, StorageError, StorageFault
-from pyiscsi_target.storage.vhdx import VhdxDisk, open_vhdx
-from pyiscsi_target.storage.vhdx_create import Kind, NewDisk, create_vhdx
+from pyiscsi_target.storage.vhdx_create import Kind
 from tests.support.images import MIB
 from tests.support.recording_file import RecordingFile
 from tests.support.vhdx_disks import (
@@ -130,71 +129,6 @@ async def test_the_first_write_of_a_session_changes_what_identifies_the_content(
         guids.add(disk.data_write_guid)
         await disk.close()
     assert len(guids) == 3
-
-
-async def test_a_disk_of_64_tib_takes_little() -> None:
-    for block_bytes in (MIB, 32 * MIB):
-        file = SparseFile()
-        disk = sparse_disk(file, 64 * TIB, block_bytes)
-        await write(disk, 64 * TIB - 4096, fill(1, 4096))
-        assert await read(disk, 64 * TIB - 8192, 8192) == bytes(4096) + fill(1, 4096)
-        await disk.close()
-        disk = open_vhdx(file)
-        assert await read(disk, 64 * TIB - 8192, 8192) == bytes(4096) + fill(1, 4096)
-        extents = await disk.extents(63 * TIB, TIB, 4)
-        assert extents[0].state is DEALLOCATED
-
-
-class SparseFile(RecordingFile):
-    """A large file, of which only pages that hold something are kept; it cannot crash."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pages: dict[int, bytearray] = {}
-        self.length = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return self.length
-
-    def set_size_blocking(self, size_bytes: int) -> None:
-        self.length = size_bytes
-
-    def zero_blocking(self, offset_bytes: int, length_bytes: int) -> None:
-        first, last = offset_bytes >> 16, offset_bytes + length_bytes >> 16
-        for page in [page for page in self.pages if first <= page < last]:
-            del self.pages[page]
-
-    def write_blocking(self, offset_bytes: int, data: bytes | bytearray | memoryview) -> None:
-        for at, byte_count, start in self._parts(offset_bytes, len(data)):
-            page = self.pages.setdefault(at >> 16, bytearray(1 << 16))
-            page[at & 0xFFFF : (at & 0xFFFF) + byte_count] = data[start : start + byte_count]
-
-    def read_blocking(self, offset_bytes: int, length_bytes: int) -> bytes:
-        assert offset_bytes + length_bytes <= self.length
-        empty = bytes(1 << 16)
-        return b"".join(
-            self.pages.get(at >> 16, empty)[at & 0xFFFF : (at & 0xFFFF) + byte_count]
-            for at, byte_count, _ in self._parts(offset_bytes, length_bytes)
-        )
-
-    def read_now(self, offset_bytes: int, into: memoryview) -> bool:
-        into[:] = self.read_blocking(offset_bytes, len(into))
-        return True
-
-    @staticmethod
-    def _parts(offset_bytes: int, length_bytes: int) -> list[tuple[int, int, int]]:
-        parts, at, end = [], offset_bytes, offset_bytes + length_bytes
-        while at < end:
-            count = min((1 << 16) - (at & 0xFFFF), end - at)
-            parts.append((at, count, at - offset_bytes))
-            at += count
-        return parts
-
-
-def sparse_disk(file: SparseFile, size_bytes: int, block_bytes: int) -> VhdxDisk:
-    create_vhdx(file, NewDisk(size_bytes, block_bytes=block_bytes))
-    return open_vhdx(file)
 
 
 # Crashes

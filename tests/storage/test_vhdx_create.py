@@ -8,7 +8,7 @@ from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.chain import ParentPaths
 from pyiscsi_target.storage.vhdx import open_vhdx
 from pyiscsi_target.storage.vhdx_create import Kind, NewDisk, ParentLink, create_vhdx
-from pyiscsi_target.storage.vhdx_format import MIB, TIB
+from pyiscsi_target.storage.vhdx_format import HEADER_OFFSETS, MIB, TIB
 from pyiscsi_target.storage.vhdx_header import read_creator, read_headers
 from pyiscsi_target.storage.vhdx_metadata import read_metadata, read_regions
 from tests.support.recording_file import RecordingFile
@@ -88,3 +88,14 @@ def test_a_file_is_none_before_it_is_complete() -> None:
             continue
         opened += 1
     assert opened < len(states) // 2  # only those of the last flush can be whole
+
+
+def test_either_header_says_the_same_of_the_content() -> None:
+    """So that children of a new disk go on to fit when one of its headers is damaged."""
+    whole, found = created(NewDisk(8 * MIB)), set()
+    for damaged in HEADER_OFFSETS:
+        content = bytearray(whole.killed())
+        content[damaged] ^= 1
+        header = read_headers(RecordingFile(bytes(content))).current
+        found.add((header.data_write_guid, header.file_write_guid))
+    assert len(found) == 1

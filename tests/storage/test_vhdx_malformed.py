@@ -10,21 +10,25 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
 from pyiscsi_target.storage.base import StorageError, StorageFault
-from pyiscsi_target.storage.vhdx_create import Kind
+from pyiscsi_target.storage.vhdx_create import Kind, NewDisk, create_vhdx
 from pyiscsi_target.storage.vhdx_format import (
     BAT_REGION,
     CHECKSUM_OFFSET,
     HEADER_BYTES,
     HEADER_OFFSETS,
+    LOG_ENTRY_HEADER,
+    LOG_SECTOR_BYTES,
     METADATA_REGION,
     REGION_TABLE_BYTES,
     REGION_TABLE_OFFSETS,
     sealed,
 )
+from pyiscsi_target.storage.vhdx_header import read_headers
 from tests.support.images import KIB, MIB
 from tests.support.recording_file import RecordingFile
 from tests.support.vhdx_disks import new_file, open_disk, read, reopened, write
@@ -409,3 +413,24 @@ async def test_stale_entries_of_another_log_are_left_alone(kind: Kind) -> None:
     disk = open_disk(file)
     for at, expected in ((0, 2), (1, 2), (2, 1)):
         assert await read(disk, at * MIB, 512) == bytes((expected,)) * 512
+
+
+def test_a_log_of_entries_that_overlap_is_not_summed_up_for_ever() -> None:
+    """Each sector claims to begin an entry as long as the log."""
+    size, file, guid = 16 * MIB, RecordingFile(), UUID(int=7)
+    create_vhdx(file, NewDisk(8 * MIB, log_bytes=size))
+    read_headers(file).update_blocking(log_guid=guid)
+    fields = {
+        "signature": b"loge",
+        "checksum": 1,
+        "entry_length": size,
+        "tail": 0,
+        "sequence_number": 1,
+        "descriptor_count": 0,
+        "log_guid": guid,
+        "flushed_file_offset": 0,
+        "last_file_offset": 0,
+    }
+    sector = LOG_ENTRY_HEADER.build(fields).ljust(LOG_SECTOR_BYTES, b"\0")
+    file.write_blocking(MIB, sector * (size // LOG_SECTOR_BYTES))
+    fails(file.killed(), "its entries overlap one another")

@@ -6,8 +6,9 @@ import pytest
 
 from pyiscsi_target.storage.base import Provisioning, StorageError, StorageFault
 from pyiscsi_target.storage.finding import Remedy
+from pyiscsi_target.storage.vhdx import VhdxDisk
 from pyiscsi_target.storage.vhdx_create import Kind
-from pyiscsi_target.storage.vhdx_format import HEADER_OFFSETS, REGION_TABLE_OFFSETS
+from pyiscsi_target.storage.vhdx_format import HEADER_OFFSETS, REGION_TABLE_OFFSETS, BlockState
 from tests.support.images import GIB, MIB
 from tests.support.recording_file import RecordingFile
 from tests.support.vhdx_disks import (
@@ -99,6 +100,100 @@ async def test_a_child_grows_with_zeroes_even_where_its_parent_has_more() -> Non
     await child.resize(3 * MIB)
     assert await read(child, 0, 3 * MIB) == fill(200, MIB // 2) + bytes(3 * MIB - MIB // 2)
     await child.close()
+
+
+class FailingFile(RecordingFile):
+    """The `nth` change of it, or flush, fails; 0: none."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.nth = 0
+
+    def _raise_failure(self) -> None:
+        self.nth -= 1
+        if not self.nth:
+            raise StorageError(StorageFault.MEDIUM, "injected")
+
+
+async def disk_to_resize(kind: str) -> tuple[FailingFile, VhdxDisk | None, bytes]:
+    """A disk of half a block more than two, of which the last whole one is zeroes for sure.
+
+    A child's parent has data everywhere, and goes on behind the end.
+    """
+    size, parent = 2 * MIB + MIB // 2, None
+    if kind == "child":
+        parent_file = new_file(6 * MIB)
+        below = open_disk(parent_file)
+        for block in range(6):
+            await write(below, block * MIB, fill(200 + block))
+        await below.close()
+        parent = reopened(parent_file.killed())
+    made = new_file(size, Kind.FIXED if kind == "fixed" else Kind.DYNAMIC, parent=parent)
+    file = FailingFile(made.killed())
+    disk = open_disk(file, parent)
+    await write(disk, 0, fill(1))
+    await disk.deallocate(MIB, size - MIB)
+    await write(disk, MIB, fill(3, 512))
+    await disk.deallocate(MIB, MIB)
+    await disk.flush()
+    return file, parent, fill(1) + bytes(size - MIB)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "fixed", "child"])
+@pytest.mark.parametrize("size_bytes", [5 * MIB, 6 * MIB, MIB])
+async def test_a_resize_that_fails_changes_nothing_and_can_be_repeated(
+    kind: str, size_bytes: int
+) -> None:
+    for nth in itertools.count(1):
+        file, parent, before = await disk_to_resize(kind)
+        disk = open_disk(file, parent)
+        assert disk.size_bytes == len(before)
+        after = before[:size_bytes].ljust(size_bytes, b"\0")
+        file.nth = nth
+        try:
+            await disk.resize(size_bytes)
+        except StorageError:
+            seen = after if disk.size_bytes == size_bytes else before
+            assert await read(disk, 0, len(seen)) == seen
+            for content in (file.killed(), *file.crash_states(3, nth)):
+                found = reopened(content, parent)
+                wanted = after if found.size_bytes == size_bytes else before
+                assert await read(found, 0, found.size_bytes) == wanted
+            file.nth = 0
+            # Space that changes hands now must not be seen by its former owner.
+            await disk.deallocate(0, MIB)
+            await disk.flush()
+            await write(disk, 0, fill(7, 512))
+            await disk.resize(size_bytes)
+            after = fill(7, 512) + bytes(size_bytes - 512)
+        else:
+            break
+        assert await read(disk, 0, size_bytes) == after
+        await disk.close()
+        assert await read(reopened(file.killed(), parent), 0, size_bytes) == after
+    assert nth > 3
+
+
+async def test_entries_of_others_behind_the_end_do_not_come_to_light() -> None:
+    """Between a child's last block and its last sector bitmap there is room for some."""
+    below = new_file(2 * MIB)
+    await write(open_disk(below), 0, fill(8))
+    parent = reopened(below.killed())
+    file = new_file(2 * MIB, parent=parent)
+    child = open_disk(file, parent)
+    await write(child, 0, fill(1))
+    place = child.table[0]
+    await child.close()
+    content = bytearray(file.killed())
+    at = child._bat.offset(child._bat.geometry.index(3))
+    content[at : at + 8] = (place | BlockState.FULLY_PRESENT).to_bytes(8, "little")
+    file = RecordingFile(bytes(content))
+    child = open_disk(file, parent)
+    await child.resize(4 * MIB)
+    await child.close()
+    child = reopened(file.killed(), parent)
+    assert await read(child, 3 * MIB, MIB) == bytes(MIB)
+    assert await read(child, 0, MIB) == fill(1)
 
 
 # What a check says

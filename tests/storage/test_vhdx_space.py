@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.vhdx_format import MIB
 from pyiscsi_target.storage.vhdx_space import GROWTH_BYTES_MAX, Space, SpaceMap
 from tests.support.recording_file import JitteryFile, RecordingFile
@@ -72,7 +75,7 @@ async def test_what_was_punched_is_free_after_a_flush() -> None:
     space = Space(file, SpaceMap(), punches=True)
     first = await space.take(MIB)
     await space.take(MIB)
-    await space.punch(first, MIB)
+    await space.release([first], MIB)
     assert space.take_clean(MIB) is None
     await space.flush()
     assert space.take_clean(MIB) == first
@@ -106,3 +109,18 @@ async def test_first_writes_that_come_at_once_share_an_entry_of_the_log() -> Non
     assert len(metadata) <= 2  # the first may begin alone
     for block in range(1, 33):
         assert await read(disk, block * MIB, 512) == fill(2, 512)
+
+
+async def test_what_cannot_be_emptied_is_not_used_again() -> None:
+    file = RecordingFile()
+    space = Space(file, SpaceMap(), punches=True)
+    places = [await space.take(MIB) for _ in range(3)]
+    file.write_blocking(0, fill(1, 3 * MIB))
+    file.fail = StorageError(StorageFault.MEDIUM, "EIO")
+    with pytest.raises(StorageError, match="EIO"):
+        await space.release(places, MIB)
+    await space.flush()
+    assert space.unused_bytes == MIB
+    assert [space.take_clean(MIB) for _ in range(2)] == places[1:]
+    assert space.take_clean(MIB) is not None  # of what the file grew by
+    assert space.take_clean(MIB) is None
