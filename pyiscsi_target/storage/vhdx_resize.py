@@ -25,12 +25,14 @@ from .vhdx_format import (
     REGION_TABLE_BYTES,
     REGION_TABLE_HEADER,
     REGION_TABLE_OFFSETS,
+    BlockState,
     sealed,
 )
 from .vhdx_metadata import Span
 
 _COPY_BYTES = MIB
 _EXTENTS_AT_ONCE = 64
+_HIDDEN_AT_ONCE = 64  # in as many sectors of the BAT at most: one entry of the log
 
 
 class VhdxResize(VhdxBlocks):
@@ -77,16 +79,14 @@ class VhdxResize(VhdxBlocks):
         old_bytes = self.size_bytes
         if size_bytes < old_bytes:
             await self._discard_behind(size_bytes)
+        elif self._parent_end_bytes > old_bytes:
+            await self._own_last_block()
         async with self.changing:
             await self._open_log()
             await self._settle()
             if size_bytes > old_bytes:
                 await self._clear_behind_end()
             await self._change_size(size_bytes)
-        if size_bytes > old_bytes and self.parent is not None:
-            seen = min(size_bytes, self.parent.size_bytes) - old_bytes
-            if seen > 0:  # the parent was larger than its child: what it has there is not ours
-                await self._zero(old_bytes, seen, keep=False)
         await self.flush()
 
     async def _discard_behind(self, size_bytes: int) -> None:
@@ -99,6 +99,33 @@ class VhdxResize(VhdxBlocks):
             block += max(1, count)
         if blocks:
             await self._discard(blocks)
+
+    # The parent of a child may be larger than it is: what it has there is not the child's
+
+    @property
+    def _parent_end_bytes(self) -> int:
+        return 0 if self.parent is None else self.parent.size_bytes
+
+    async def _own_last_block(self) -> None:
+        """Of the block that the disk's end cuts, nothing comes from the parent any more."""
+        block, cut = self.size_bytes >> self._shift, self.size_bytes & self._mask
+        if not cut:
+            return
+        while self._pieces(block, 0, cut) is None:
+            await self._load(block)
+        if not await self._reads_zero(block, 0, cut):
+            await self._prepare(block, 0, cut)
+        async with self.changing:
+            place, state = placed(self.table[block])
+            if state == BlockState.PARTIALLY_PRESENT:  # though all of it is the child's own
+                await self._commit({block: place})
+
+    async def _hide_parent(self, first_block: int) -> None:
+        """Blocks from this one on are zeroes, before there are such blocks."""
+        end = min(len(self.table), -(-self._parent_end_bytes >> self._shift))
+        for start in range(first_block, end, _HIDDEN_AT_ONCE):
+            blocks = range(start, min(start + _HIDDEN_AT_ONCE, end))
+            await self._commit(dict.fromkeys(blocks, ~int(BlockState.ZERO)))
 
     async def _settle(self) -> None:
         """Have the file's metadata in place as it is in memory."""
@@ -140,10 +167,12 @@ class VhdxResize(VhdxBlocks):
         try:
             if self.metadata.leave_block_allocated:
                 await self._allocate_all(old_blocks)
+            await self._hide_parent(old_blocks)
             await self._log.append(sectors)
         except BaseException:
             self.metadata, self._bat, self._regions, count = before
             self.table.resize(old_blocks)
+            self._bat_sectors.clear()
             del places[count:]
             places.extend(array("Q", bytes((count - len(places)) * BAT_ENTRY_BYTES)))
             raise
