@@ -118,8 +118,8 @@ async def _compact(path: Path) -> tuple[int, int]:
 def merge(child: Path) -> None:
     """Write what CHILD has of its own into its parent, and delete CHILD.
 
-    Neither may be in use. Cut short, CHILD shows the same disk as before and can be merged again.
-    Other children of the parent do not fit it any more.
+    Neither may be in use. The parent takes on the size of CHILD. Cut short, CHILD shows the same
+    disk as before and can be merged again. Other children of the parent do not fit it any more.
     """
     with failing_softly(), shown("merging") as progress:
         parent = asyncio.run(merge_image(child, progress))

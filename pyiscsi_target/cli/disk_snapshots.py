@@ -21,8 +21,8 @@ from ..server.snapshot_requests import describe
 from ..storage.base import StorageError
 from ..storage.lock import locked
 from ..storage.open import open_image
+from ..storage.snapshot_deletion import deletable_snapshot, delete_snapshot
 from ..storage.snapshots import (
-    delete_snapshot,
     existing_snapshot,
     list_snapshots,
     restore_snapshot,
@@ -84,7 +84,10 @@ def _follow_sizes(path: Path, config: Config, snapshot: str, images: dict[str, P
 @_disks
 @disks_config
 def delete_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -> None:
-    """Forget SNAPSHOT of every DISK; the disks stay as they are."""
+    """Forget SNAPSHOT of every DISK; the disks and their other snapshots stay as they are.
+
+    Of VHD and VHDX, what is made of the snapshot is merged with it. Cut short, do it again.
+    """
     _change("delete-snapshot", "deleted", delete_snapshot, snapshot, disks, config)
 
 
@@ -152,8 +155,9 @@ def _change_files(
         for image in images.values() if change is not delete_snapshot else ():
             locks.enter_context(locked(image, shared=True))  # a merge locks it for itself
         if change is not take_snapshot:
+            require = deletable_snapshot if change is delete_snapshot else existing_snapshot
             for image in images.values():
-                existing_snapshot(image, snapshot)
+                require(image, snapshot)
         for image in images.values():
             change(image, snapshot)
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 from ..scsi.sense import Asc
 from ..storage.base import StorageError
+from ..storage.snapshot_deletion import deletable_snapshot, delete_snapshot
 from ..storage.snapshots import (
     COPY_LIMIT_BYTES,
     Snapshot,
-    delete_snapshot,
     existing_snapshot,
     list_snapshots,
     restore_snapshot,
@@ -95,7 +95,7 @@ class SnapshotRequests:
         """Forget the `snapshot` of each of `disks`."""
         images, name = self._images(request), _name_of(request)
         for disk, image in images.items():
-            await _in_thread(partial(existing_snapshot, image, name), disk)
+            await _in_thread(partial(deletable_snapshot, image, name), disk)
         async with self._changing, self._held(list(images)):
             done = await self._exchange(
                 images,

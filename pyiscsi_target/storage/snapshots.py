@@ -11,7 +11,6 @@ Everything here blocks, and wants the image closed, its content flushed; what fa
 was. Knows neither which snapshots a server has, nor what is under way on its disks.
 """
 
-import asyncio
 import contextlib
 import os
 import re
@@ -21,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import StorageError, StorageFault
-from .clone import TEMPORARY_SUFFIX, allocated_bytes, clone_file
+from .clone import TEMPORARY_SUFFIX, clone_file
 from .create import ImageFormat, format_of
-from .create_child import create_child, is_child
+from .create_child import create_child
 from .durability import sync_directory
 from .faults import open_error
-from .merge import merge_image
 from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -70,16 +68,16 @@ def take_snapshot(image: Path, name: str) -> Snapshot:
     """Keep what the image holds now as the snapshot `name`. Raises StorageError (INVALID where it
     exists already, or where too much would have to be copied)."""
     snapshot = snapshot_path(image, name)
-    with _mapped_errors(image):
+    with mapped_errors(image):
         if snapshot.exists() and not _is_unfinished(image, snapshot):
             raise StorageError(
                 StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
             )
-        if _knows_differencing(image):
+        if knows_differencing(image):
             _become_parent(image, snapshot)
         else:
             clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
-            _protect(snapshot)
+            protect(snapshot)
         return _describe(name, snapshot)
 
 
@@ -88,11 +86,12 @@ def settle(image: Path) -> None:
 
     Nobody may use it meanwhile. Raises StorageError.
     """
-    if _knows_differencing(image):
+    if knows_differencing(image):
         open_image(image, read_only=False).close_blocking()  # replays its log, restores its footer
 
 
-def _knows_differencing(image: Path) -> bool:
+def knows_differencing(image: Path) -> bool:
+    """Whether a snapshot of the image is its parent, not a copy."""
     return format_of(image) is not ImageFormat.RAW
 
 
@@ -100,14 +99,16 @@ def _become_parent(image: Path, snapshot: Path) -> None:
     """The file gets the snapshot's name too; then a child takes its first one over."""
     mode = stat.S_IMODE(image.stat().st_mode)
     snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
-    _deletion_mark(snapshot).unlink(missing_ok=True)
+    if deletion_mark(snapshot).exists():
+        deletion_mark(snapshot).unlink()
+        sync_directory(image.parent)  # or the new snapshot might pass for a deleted one
     os.link(image, snapshot)
     try:
         _put_child(image, snapshot, mode)
     except BaseException:
         snapshot.unlink()
         raise
-    _protect(snapshot)
+    protect(snapshot)
 
 
 def _put_child(image: Path, parent: Path, mode: int) -> None:
@@ -128,73 +129,19 @@ def restore_snapshot(image: Path, name: str) -> None:
     Raises StorageError (MISSING where there is none, INVALID where it was not wholly deleted).
     """
     snapshot = existing_snapshot(image, name)
-    if _deletion_mark(snapshot).exists():
+    if deletion_mark(snapshot).exists():
         message = f"{snapshot}: its deletion was cut short, so it is of no use; delete it again"
         raise StorageError(StorageFault.INVALID, message)
-    with _mapped_errors(image):
+    with mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
-        if _knows_differencing(image):
+        if knows_differencing(image):
             _put_child(image, snapshot, mode)
         else:
             clone_file(snapshot, image)
             image.chmod(mode)
 
 
-def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = None) -> None:
-    """Forget the snapshot `name`; the image goes on to hold what it does.
-
-    Where the image is made of the snapshot, it is merged into it and takes its place; then at most
-    `merge_limit_bytes` are written. Raises StorageError (MISSING; INVALID where another snapshot is
-    made of it, or there is too much to merge). Needs a thread without an event loop.
-    """
-    snapshot = existing_snapshot(image, name)
-    with _mapped_errors(image):
-        children = _children(image, snapshot) if _knows_differencing(image) else []
-        for child in children:
-            if child != image:
-                message = f"{snapshot}: the snapshot {child.name} is made of it; delete that first"
-                raise StorageError(StorageFault.INVALID, message)
-        if children:
-            _merge_and_replace(image, snapshot, merge_limit_bytes)
-        else:
-            snapshot.unlink()
-            _deletion_mark(snapshot).unlink(missing_ok=True)
-        sync_directory(snapshot.parent)
-
-
-def _children(image: Path, snapshot: Path) -> list[Path]:
-    """What is made of the snapshot, of the image and its other snapshots."""
-    others = [found.path for found in list_snapshots(image) if found.path != snapshot]
-    return [child for child in (*others, image) if is_child(child, snapshot)]
-
-
-def _merge_and_replace(image: Path, snapshot: Path, limit_bytes: int | None) -> None:
-    """Cut short at any time, the image is the same disk: its parent keeps the stamp that fits.
-
-    The snapshot holds a mixture then, and is marked as one that cannot be restored.
-    """
-    own_bytes = allocated_bytes(image)
-    if limit_bytes is not None and own_bytes > limit_bytes:
-        message = f"{image}: {own_bytes} bytes would have to be merged, while commands wait"
-        raise StorageError(StorageFault.INVALID, f"{message}; do it while no server runs")
-    mode = stat.S_IMODE(image.stat().st_mode)
-    mark = _deletion_mark(snapshot)
-    mark.touch()
-    sync_directory(mark.parent)
-    try:
-        snapshot.chmod(mode)  # only root may write what is read-only
-        asyncio.run(merge_image(image, lambda done, total: None, stamps=False))
-        snapshot.replace(image)
-    except BaseException as error:
-        _protect(snapshot)
-        if isinstance(error, StorageError) and error.fault is StorageFault.INVALID:
-            mark.unlink()  # nothing was merged
-        raise
-    sync_directory(mark.parent)
-    mark.unlink()
-
-
-def _deletion_mark(snapshot: Path) -> Path:
+def deletion_mark(snapshot: Path) -> Path:
     """A file that is there while the snapshot may hold a mixture of two moments."""
     return snapshot.with_name(snapshot.name + ".deleting")
 
@@ -223,12 +170,14 @@ def _describe(name: str, path: Path) -> Snapshot:
     return Snapshot(name, path, found.st_mtime, getattr(found, "st_blocks", 0) * 512)
 
 
-def _protect(snapshot: Path) -> None:
+def protect(snapshot: Path) -> None:
+    """Nobody but root may write to it."""
     snapshot.chmod(stat.S_IMODE(snapshot.stat().st_mode) & ~_WRITABLE)
 
 
 @contextlib.contextmanager
-def _mapped_errors(image: Path) -> Iterator[None]:
+def mapped_errors(image: Path) -> Iterator[None]:
+    """What the operating system says as a StorageError, naming the file."""
     try:
         yield
     except OSError as error:

@@ -18,15 +18,17 @@ from .vhd_format import (
     ALIGNMENT_BYTES,
     FIXED_MAX_BYTES,
     FOOTER_BYTES,
+    HEADER_BYTES,
     SECTOR,
     DiskType,
     Footer,
     Header,
     build_footer,
+    header_with_parent,
     stamp_of,
 )
 from .vhd_image import Layout, read_layout
-from .vhd_space import require_size, resized, stamped
+from .vhd_space import adopted, require_size, resized, stamped
 
 FindParent = Callable[[ParentPaths], BackingStore]
 CLOCK_SLACK_S = 2  # file systems round modification times
@@ -92,17 +94,20 @@ class FixedVhd(RawStore):
         self.footer = layout.footer
         self._footer_offset = layout.footer_offset or 0
         self._is_stamped = False
+        self._merging = False  # the disk changes, but its children go on to fit
         self._stamping = asyncio.Lock()
 
     async def _stamp(self) -> None:
         """Before the first change: children made of this disk must not fit any more."""
         async with self._stamping:
             if not self._is_stamped:
-                footer = stamped(self.footer)
-                await self.file.write(self._footer_offset, (build_footer(footer),))
-                await self.file.flush()
-                self.footer = footer
+                await self._put_footer(stamped(self.footer), self._footer_offset)
                 self._is_stamped = True
+
+    async def _put_footer(self, footer: Footer, offset: int) -> None:
+        await self.file.write(offset, (build_footer(footer),))
+        await self.file.flush()
+        self.footer, self._footer_offset = footer, offset
 
     def write_now(self, offset_bytes: int, data: Sequence[Buffer]) -> bool:
         """See `BackingStore.write_now`."""
@@ -128,12 +133,18 @@ class FixedVhd(RawStore):
     async def begin_merge(self) -> None:
         """Let the disk be written although children of it must go on to fit, until `stamp`."""
         self._require_writable()
-        self._is_stamped = True
+        self._merging = self._is_stamped = True
 
     async def stamp(self) -> None:
         """Children made before do not fit any more, on the medium. Raises StorageError."""
         self._is_stamped = False
         await self._stamp()
+
+    async def adopt(self, child: BackingStore) -> None:
+        """Be known by what the child is, on the medium: its children fit this disk from now on."""
+        assert isinstance(child, VhdDisk)
+        async with self._stamping:
+            await self._put_footer(adopted(self.footer, child.footer), self._footer_offset)
 
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`."""
@@ -144,24 +155,30 @@ class FixedVhd(RawStore):
             message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
             raise StorageError(StorageFault.INVALID, message, at)
         async with self._stamping:
-            await self._move_footer(resized(self.footer, size_bytes))
+            footer = self.footer if self._merging else stamped(self.footer)
+            await self._move_footer(resized(footer, size_bytes))
+            self._is_stamped = True
+            self.size_bytes = size_bytes
 
     async def _move_footer(self, footer: Footer) -> None:
         """There is no copy, so the file ends with a whole footer at all times.
 
-        A write behind the end makes the file longer only together with what it writes.
+        It says the old size until nothing but zeroes is there where the disk grows. A write behind
+        the end makes the file longer only together with what it writes.
         """
-        old_offset, new_offset = self._footer_offset, footer.current_size
+        in_the_way, new_offset = self._footer_offset + FOOTER_BYTES, footer.current_size
+        if new_offset > self._footer_offset:
+            await self._put_footer(self.footer, new_offset)
+        if new_offset > self.size_bytes:
+            length = min(in_the_way, new_offset) - self.size_bytes
+            await self.file.zero(self.size_bytes, length)
+            await self.file.flush()
         await self.file.write(new_offset, (build_footer(footer),))
         await self.file.flush()
-        if new_offset > old_offset:
-            await self.file.zero(old_offset, min(FOOTER_BYTES, new_offset - old_offset))
-        else:
+        if new_offset < self._footer_offset:
             await self.file.set_size(new_offset + FOOTER_BYTES)
-        await self.file.flush()
+            await self.file.flush()
         self.footer, self._footer_offset = footer, new_offset
-        self._is_stamped = True
-        self.size_bytes = footer.current_size
 
     def _require_writable(self) -> None:
         if self.capabilities.read_only:
@@ -181,19 +198,44 @@ def _open_parent(
         raise StorageError(StorageFault.INVALID, message)
     parent = find_parent(paths)
     try:
-        return _checked_parent(file, layout.header, parent)
+        if not isinstance(parent, FixedVhd | VhdDisk):
+            message = f"{file.name}: its parent is no VHD"
+            raise StorageError(StorageFault.INVALID, message)
+        if _is_merged(layout.footer, parent.footer):
+            if not file.read_only:
+                _record_parent(file, layout, parent.footer)
+        else:
+            _check_parent(file, layout.header, parent)
     except BaseException:
         parent.close_blocking()
         raise
+    return parent
 
 
-def _checked_parent(file: ImageFile, header: Header, parent: BackingStore) -> FixedVhd | VhdDisk:
-    """The parent, if it is the very disk that the child was made of (VHD 1.0, "Dynamic Disk Header
-    Format": Parent Unique ID and Parent Time Stamp).
+def _is_merged(footer: Footer, parent: Footer) -> bool:
+    """Whether the parent is known by what the child is: it holds all that the child does.
+
+    They were merged, and the child had no time to go; so the parent fits.
     """
-    if not isinstance(parent, FixedVhd | VhdDisk):
-        message = f"{file.name}: its parent is no VHD"
-        raise StorageError(StorageFault.INVALID, message)
+    return (footer.unique_id, footer.time_stamp) == (parent.unique_id, parent.time_stamp)
+
+
+def _record_parent(file: ImageFile, layout: Layout, parent: Footer) -> None:
+    """Let the header say what the parent is known by, before the child is changed."""
+    assert layout.header is not None
+    header, offset = layout.header, layout.footer.data_offset
+    if (header.parent_unique_id, header.parent_time_stamp) == (parent.unique_id, parent.time_stamp):
+        return
+    raw = file.read_blocking(offset, HEADER_BYTES)
+    changed = header_with_parent(raw, parent.unique_id, parent.time_stamp)
+    file.write_blocking(offset, changed[:SECTOR])  # the rest has not changed
+    file.flush_blocking()
+
+
+def _check_parent(file: ImageFile, header: Header, parent: FixedVhd | VhdDisk) -> None:
+    """It must be the very disk that the child was made of (VHD 1.0, "Dynamic Disk Header Format":
+    Parent Unique ID and Parent Time Stamp).
+    """
     name, footer = parent.file.name, parent.footer
     if footer.unique_id != header.parent_unique_id:
         message = (
@@ -208,7 +250,6 @@ def _checked_parent(file: ImageFile, header: Header, parent: BackingStore) -> Fi
             f" may not fit"
         )
         raise StorageError(StorageFault.INVALID, message)
-    return parent
 
 
 def _is_of_time(stamp: int, footer: Footer, name: str) -> bool:

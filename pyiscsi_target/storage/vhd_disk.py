@@ -26,10 +26,11 @@ from .vhd_format import (
     UNUSED,
     header_with_table,
 )
-from .vhd_image import Layout, free_places
+from .vhd_image import MAX_BLOCKS, Layout, free_places
 from .vhd_space import require_size
 
 MOVED_AT_ONCE = 32  # blocks, which share two flushes
+HIDDEN_AT_ONCE_BYTES = 1 << 30  # of a parent, whose blocks share flushes
 
 Progress = Callable[[int, int], None]
 """(blocks done, blocks to do)."""
@@ -38,29 +39,34 @@ Progress = Callable[[int, int], None]
 class VhdDisk(VhdBlocks):
     """An open dynamic or differencing disk. Owns `file` and `parent`."""
 
+    _merging = False  # the disk changes, but its children go on to fit
+
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`."""
         require_size(self.file.name, size_bytes, DYNAMIC_MAX_BYTES)
         self._require_writable()
         blocks = -(-size_bytes // self.block_bytes)
-        low, high = sorted((size_bytes, self.size_bytes))
-        await self._require_empty(self, low, self.size_bytes)
-        if self.parent is not None:
-            await self._require_empty(self.parent, low, min(high, self.parent.size_bytes))
+        if blocks > MAX_BLOCKS:
+            message = f"{self.file.name}: a VHD has {MAX_BLOCKS} blocks at most, not {blocks}"
+            raise StorageError(StorageFault.INVALID, message)
+        await self._require_empty(size_bytes)
         # What lies behind the end must never come to light, nor keep its space.
-        behind = -(-low // self.block_bytes)
-        await self._free(range(behind, len(self.table)))
+        low = min(size_bytes, self.size_bytes)
+        await self._free(range(-(-low // self.block_bytes), len(self.table)))
         async with self.changing:
             await self._clear_behind(low)
             if blocks > len(self._entries):
                 await self._move_table(blocks)
+        if self.parent is not None and min(size_bytes, self.parent.size_bytes) > self.size_bytes:
+            await self._hide_parent(size_bytes)
+        async with self.changing:
             taken = sum(entry != UNUSED for entry in self._entries)
-            await self._space.resize(size_bytes, blocks - taken)
+            await self._space.resize(size_bytes, blocks - taken, stamps=not self._merging)
             self.footer = self._space.footer
             self.size_bytes = size_bytes
 
-    async def _require_empty(self, disk: BackingStore, start: int, end: int) -> None:
-        at = await first_data(disk, start, end)
+    async def _require_empty(self, start: int) -> None:
+        at = await first_data(self, start, self.size_bytes)
         if at is not None:
             message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
             raise StorageError(StorageFault.INVALID, message, at)
@@ -70,6 +76,25 @@ class VhdDisk(VhdBlocks):
         block, cut = divmod(size_bytes, self.block_bytes)
         if cut and self._entries[block] != UNUSED:
             await self.file.punch(self._place(block) + cut, self.block_bytes - cut)
+
+    async def _hide_parent(self, size_bytes: int) -> None:
+        """Where the parent has more than this disk is long, zeroes are its own, on the medium.
+
+        They are behind its end until the footers say that it is longer.
+        """
+        assert self.parent is not None
+        old_bytes, block = self.size_bytes, self.size_bytes // self.block_bytes
+        if self.table[block] > UNKNOWN:
+            self.table[block] = UNKNOWN  # its bits behind the end are not known yet
+        self.size_bytes = size_bytes
+        try:
+            end = min(size_bytes, self.parent.size_bytes)
+            for start in range(old_bytes, end, HIDDEN_AT_ONCE_BYTES):
+                length = min(HIDDEN_AT_ONCE_BYTES, end - start)
+                await self._zero(start, length, keep=False)
+            await self.flush()
+        finally:
+            self.size_bytes = old_bytes
 
     async def _move_table(self, entries: int) -> None:
         """A longer table at the end of the file; the header says where, in one sector."""
@@ -95,11 +120,17 @@ class VhdDisk(VhdBlocks):
     async def begin_merge(self) -> None:
         """Let the disk be written although children of it must go on to fit, until `stamp`."""
         self._require_writable()
-        self._writes_now = True
+        self._merging = self._writes_now = True
 
     async def stamp(self) -> None:
         """Children made before do not fit any more, on the medium. Raises StorageError."""
         await self._space.stamp()
+        self.footer = self._space.footer
+
+    async def adopt(self, child: BackingStore) -> None:
+        """Be known by what the child is, on the medium: its children fit this disk from now on."""
+        assert isinstance(child, VhdDisk)
+        await self._space.adopt(child.footer)
         self.footer = self._space.footer
 
     # Checking

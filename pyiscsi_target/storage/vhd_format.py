@@ -335,6 +335,14 @@ def header_with_table(raw: bytes, table_offset: int, max_table_entries: int) -> 
     return _sealed(bytes(changed), HEADER_CHECKSUM)
 
 
+def header_with_parent(raw: bytes, unique_id: UUID, time_stamp: int) -> bytes:
+    """The header with its parent known by these; only the first of its sectors changes."""
+    changed = bytearray(raw)
+    changed[40:56] = unique_id.bytes
+    struct.pack_into(">I", changed, 56, time_stamp)
+    return _sealed(bytes(changed), HEADER_CHECKSUM)
+
+
 def _unicode_name(name: str) -> bytes:
     whole = name.encode("utf-16-be")[:510]
     return whole.decode("utf-16-be", "ignore").encode("utf-16-be").ljust(512, b"\0")

@@ -32,11 +32,16 @@ def stamped(footer: Footer) -> Footer:
     return replace(footer, time_stamp=max(now_stamp(), footer.time_stamp + 1) & 0xFFFFFFFF)
 
 
+def adopted(footer: Footer, child: Footer) -> Footer:
+    """The footer of the disk when children of its child are to fit it."""
+    return replace(footer, unique_id=child.unique_id, time_stamp=child.time_stamp)
+
+
 def resized(footer: Footer, size_bytes: int) -> Footer:
     """The footer of the disk with another size, which every reader takes from it alike."""
     geometry = geometry_of(size_bytes)
     return replace(
-        stamped(footer),
+        footer,
         current_size=size_bytes,
         geometry=geometry,
         creator_application=CREATOR_APPLICATION,
@@ -133,10 +138,16 @@ class Space:
             self._end_bytes = end
             return at
 
-    async def resize(self, size_bytes: int, missing: int) -> None:
+    async def adopt(self, child: Footer) -> None:
+        """Be known by what the child is, on the medium. Raises StorageError."""
+        async with self._lock:
+            await self._replace(adopted(self.footer, child))
+
+    async def resize(self, size_bytes: int, missing: int, *, stamps: bool = True) -> None:
         """Note the new size of the disk in both footers, on the medium. Raises StorageError."""
         async with self._lock:
-            await self._replace(resized(self.footer, size_bytes))
+            footer = stamped(self.footer) if stamps else self.footer
+            await self._replace(resized(footer, size_bytes))
             self._missing = missing
 
     async def close(self, used_end_bytes: int) -> None:

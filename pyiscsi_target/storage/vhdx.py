@@ -6,7 +6,7 @@ Requests for its content are those of `vhdx_blocks`.
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from uuid import uuid4
+from uuid import UUID
 
 from .base import BackingStore, Buffer, StorageError, StorageFault
 from .block_table import UNKNOWN, BlockTable
@@ -51,7 +51,8 @@ def open_vhdx(
     for span in regions.spans:
         space.claim(span.start, span.length)
     table, places = _read_bat(file, bat, space)
-    parent = _open_parent(file, metadata, find_parent) if metadata.has_parent else None
+    own_guid = headers.current.data_write_guid
+    parent = _open_parent(file, metadata, own_guid, find_parent) if metadata.has_parent else None
     opened = OpenedFile(
         file, headers, regions, metadata, bat, table, places, space, punches=punches
     )
@@ -101,13 +102,13 @@ def _require_no_payload(
 
 
 def _open_parent(
-    file: ImageFile, metadata: Metadata, find_parent: FindParent | None
+    file: ImageFile, metadata: Metadata, own_guid: UUID, find_parent: FindParent | None
 ) -> BackingStore:
     if find_parent is None:
         message = f"{file.name}: a differencing disk, opened without its parent"
         raise StorageError(StorageFault.MISSING, message)
     parent = find_parent(metadata.parent_paths)
-    problem = _parent_problem(parent, metadata)
+    problem = _parent_problem(parent, metadata, own_guid)
     if problem:
         parent.close_blocking()
         message = f"{file.name}: its parent {metadata.parent_paths.name!r} {problem}"
@@ -115,10 +116,11 @@ def _open_parent(
     return parent
 
 
-def _parent_problem(parent: BackingStore, metadata: Metadata) -> str:
+def _parent_problem(parent: BackingStore, metadata: Metadata, own_guid: UUID) -> str:
+    """Why it is not the parent. With the child's own DataWriteGuid it is: see `vhdx_identity`."""
     if not isinstance(parent, VhdxDisk):
         return "is no VHDX file"
-    if parent.data_write_guid not in metadata.parent_linkages:
+    if parent.data_write_guid not in (*metadata.parent_linkages, own_guid):
         linkages = " or ".join(map(str, metadata.parent_linkages))
         return (
             f"was changed since, or is another: its DataWriteGuid is {parent.data_write_guid},"
@@ -174,14 +176,9 @@ class VhdxDisk(VhdxCompact):
     # Merging, checking and repairing
 
     async def begin_merge(self) -> None:
-        """See `VhdxCompact.begin_merge`."""
+        """See `VhdxIdentity.begin_merge`."""
         await super().begin_merge()
         self._bind()
-
-    async def stamp(self) -> None:
-        """A new DataWriteGuid, on the medium: children made before do not fit any more."""
-        async with self.changing:
-            await self._headers.update(data_write_guid=uuid4())
 
     async def findings(self) -> list[Finding]:
         """What is odd about an open disk, but no reason to refuse it. Raises StorageError."""

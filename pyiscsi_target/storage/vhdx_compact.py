@@ -10,24 +10,14 @@ from .block_table import UNKNOWN
 from .content import CHUNK_BYTES, first_data
 from .vhdx_bat import placed
 from .vhdx_format import BlockState
-from .vhdx_resize import VhdxResize
+from .vhdx_identity import VhdxIdentity
 
 Progress = Callable[[int, int], None]
 """(blocks done, blocks to do)."""
 
 
-class VhdxCompact(VhdxResize):
+class VhdxCompact(VhdxIdentity):
     """The part of a `VhdxDisk` that changes the order of its blocks in the file."""
-
-    async def begin_merge(self) -> None:
-        """Let the disk be written although children of it must go on to fit, until `stamp`."""
-        self._require_writable()
-        async with self.changing:
-            if self.metadata.leave_block_allocated:
-                await self._headers.update()  # a new FileWriteGuid (section 2.2.2)
-            else:
-                await self._open_log()
-            self._writes_now = True
 
     async def compact(self, progress: Progress) -> None:
         """Free blocks of zeroes and close the gaps, so that the file is as short as can be.

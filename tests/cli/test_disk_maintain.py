@@ -178,6 +178,17 @@ def test_merge(tmp_path: Path, suffix: str) -> None:
     assert filecmp.cmp(source, tmp_path / "t.img", shallow=False)
 
 
+@pytest.mark.parametrize("size", ["24M", "8M"])
+@pytest.mark.parametrize("suffix", [".vhd", ".vhdx"])
+def test_the_parent_takes_on_the_size(tmp_path: Path, suffix: str, size: str) -> None:
+    parent, child = tmp_path / f"p{suffix}", tmp_path / f"c{suffix}"
+    done("create", parent, "--size", "16M")
+    done("create", child, "--parent", parent)
+    done("resize", child, size)
+    done("merge", child)
+    assert json.loads(done("info", parent, "--json"))["size_bytes"] == int(size[:-1]) * MIB
+
+
 @pytest.mark.parametrize("offset", [64 << 10, 128 << 10])
 def test_headers_are_repaired(tmp_path: Path, offset: int) -> None:
     path = tmp_path / "d.vhdx"

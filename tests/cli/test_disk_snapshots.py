@@ -132,11 +132,19 @@ def test_disks_that_the_config_does_not_have(tmp_path: Path, disk: str, message:
 
 @pytest.mark.parametrize("suffix", [".vhd", ".vhdx"])
 def test_images_that_know_differencing(tmp_path: Path, suffix: str) -> None:
+    """In any order, and one that was cut short at its end."""
     image = tmp_path / f"data{suffix}"
     create_image(image, NewImage(format_of(image), Kind.DYNAMIC, MIB))
-    for name in ("one", "two"):
+    for name in ("one", "two", "three"):
         assert invoke(snapshot_command, name, image).exit_code == 0
     assert invoke(restore_command, "two", image).exit_code == 0
-    for name in ("two", "one"):
+    refused = invoke(delete_command, "two", image)
+    assert refused.exit_code == 1
+    assert f"data@three{suffix}, data{suffix} are made of it" in refused.stderr
+    for name in ("one", "three", "two"):
         assert invoke(delete_command, name, image).stdout == f"{image}: snapshot {name} deleted\n"
+        assert not (tmp_path / f"data@{name}{suffix}").exists()
+    (tmp_path / f"data@two{suffix}.deleting").touch()
+    assert invoke(delete_command, "two", image).exit_code == 0
     assert list(tmp_path.iterdir()) == [image]
+    assert invoke(delete_command, "two", image).exit_code == 1

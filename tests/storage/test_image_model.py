@@ -30,7 +30,8 @@ from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.create_child import create_child
 from pyiscsi_target.storage.finding import Remedy
 from pyiscsi_target.storage.open import open_image
-from pyiscsi_target.storage.snapshots import delete_snapshot, restore_snapshot, take_snapshot
+from pyiscsi_target.storage.snapshot_deletion import delete_snapshot
+from pyiscsi_target.storage.snapshots import restore_snapshot, snapshot_path, take_snapshot
 from pyiscsi_target.storage.vhdx_create import Kind
 from tests.support.images import KIB, MIB
 
@@ -96,6 +97,7 @@ FORMATS = (
     Format("dynamic VHD", "disk.vhd", Kind.DYNAMIC, 512 * KIB),
     Format("differencing VHD", "disk.vhd", Kind.DIFFERENCING, 512 * KIB, parent_size=SIZE),
     Format("child of a smaller VHD", "disk.vhd", Kind.DIFFERENCING, 512 * KIB, 0, MIB),
+    Format("child of a larger VHD", "disk.vhd", Kind.DIFFERENCING, 512 * KIB, 0, SIZE_MAX),
     Format("fixed VHDX", "disk.vhdx", Kind.FIXED, MIB),
     Format("dynamic VHDX", "disk.vhdx", Kind.DYNAMIC, MIB),
     Format("dynamic VHDX, 4 KiB sectors", "disk.vhdx", Kind.DYNAMIC, MIB, 4096),
@@ -125,6 +127,7 @@ class ImageMachine(RuleBasedStateMachine):
         self.disk: BackingStore | None = None
         self.content = bytearray()
         self.snapshots: dict[str, bytes] = {}
+        self.restored = False
         self.stamp = 0
 
     @property
@@ -280,20 +283,32 @@ class ImageMachine(RuleBasedStateMachine):
         name = sorted(self.snapshots)[choice % len(self.snapshots)]
         self.close()
         restore_snapshot(self.image, name)
+        self.restored = True
         self.open()
         self.content = bytearray(self.snapshots[name])
 
     @precondition(lambda self: self.snapshots)
     @rule(choice=st.integers(0, 2))
     def delete_snapshot(self, choice: int) -> None:
-        """Unless something is made of it."""
+        """Unless several others are made of it. Those that are left hold what they did."""
         name = sorted(self.snapshots)[choice % len(self.snapshots)]
         self.close()
         if self.allowed(lambda: delete_snapshot(self.image, name)):
             del self.snapshots[name]
         else:
             assert self.image.suffix != ".img"
+            assert self.restored
+            assert len(self.snapshots) > 1
+        for left, content in self.snapshots.items():
+            self.do(self._compare_snapshot(left, content))
         self.open()
+
+    async def _compare_snapshot(self, name: str, content: bytes) -> None:
+        disk = open_image(snapshot_path(self.image, name), read_only=True)
+        into = memoryview(bytearray(disk.size_bytes))
+        await disk.read(0, into)
+        await disk.close()
+        assert into == content, name
 
     @invariant()
     def holds_what_it_must(self) -> None:

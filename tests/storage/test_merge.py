@@ -104,14 +104,37 @@ async def test_the_power_goes_meanwhile(empty: bytes) -> None:
     assert on_child > 5
 
 
-async def test_sizes_must_be_equal() -> None:
-    parent = small_dynamic(SIZE - 512, BLOCK)
-    above = open_blocks(RecordingFile(parent))
-    child = RecordingFile(small_child(SIZE, BLOCK, above.footer))
-    disk = open_blocks(child, over(above))
-    with pytest.raises(StorageError, match="make them equal"):
-        await merge_into_parent(disk, forget)
-    assert above.file.killed() == parent  # type: ignore[attr-defined]
+@pytest.mark.parametrize("size", [SIZE + 512, SIZE + 9 * BLOCK, 2 * BLOCK + 512])
+async def test_the_power_goes_while_the_size_follows(empty: bytes, size: int) -> None:
+    """What the child shows is the same at all times: also when the parent is known as the child."""
+    file = RecordingFile(empty)
+    above = open_vhd(file)
+    await write_bytes(above, 0, random.Random(1).randbytes(SIZE))
+    await above.close()
+    recorded = Watched(file.killed())
+    child = RecordingFile(small_child(size, BLOCK, above.footer))
+    disk = open_blocks(child, open_parent(file.killed()))
+    await write_bytes(disk, 512, b"c" * 1024)
+    await write_bytes(disk, size - 1024, b"d" * 512)
+    content = await read_all(disk)
+    await disk.close()
+    disk = open_blocks(RecordingFile(child.killed()), over(open_vhd(recorded)))
+    await merge_into_parent(disk, forget, adopts=True)
+    states = recorded.states | set(recorded.crash_states(5))
+    assert len(states) > 5
+    for state in states:
+        again = open_blocks(RecordingFile(child.killed()), open_parent(state))
+        assert await read_all(again) == content
+    merged = open_vhd(RecordingFile(recorded.killed()))
+    assert merged.size_bytes == size
+    assert await read_all(merged) == content
+    open_blocks(RecordingFile(small_child(size, BLOCK, disk.footer)), over(merged))
+    again = open_blocks(RecordingFile(child.killed()), over(merged))
+    await write_bytes(again, 0, b"e" * 512)  # knows its parent by the new name from now on
+    await again.close()
+    changed = again.file.killed()  # type: ignore[attr-defined]
+    again = open_blocks(RecordingFile(changed), open_parent(recorded.killed()))
+    assert await read_all(again) == b"e" * 512 + content[512:]
 
 
 async def test_a_disk_without_a_parent() -> None:
@@ -159,3 +182,29 @@ async def test_a_vhdx_is_merged_even_if_the_power_goes_meanwhile(kind: Kind) -> 
             assert await read_all(vhdx_disks.reopened(state)) == content
         else:
             assert await read_all(again) == content
+
+
+@pytest.mark.parametrize("size", [6 * MIB + 512, 9 * MIB, 2 * MIB + 512])
+@pytest.mark.parametrize("kind", [Kind.FIXED, Kind.DYNAMIC])
+async def test_the_power_goes_while_a_vhdx_follows_in_size(kind: Kind, size: int) -> None:
+    parent, _, _ = await a_vhdx_chain(kind)
+    file = vhdx_disks.new_file(size, parent=vhdx_disks.reopened(parent))
+    disk = vhdx_disks.open_disk(file, vhdx_disks.reopened(parent))
+    await write_bytes(disk, 512, b"c" * 1024)
+    await write_bytes(disk, size - 1024, b"d" * 512)
+    content = await read_all(disk)
+    await disk.close()
+    child, recorded = file.killed(), Watched(parent, 0.3)
+    disk = vhdx_disks.reopened(child, vhdx_disks.open_disk(recorded))
+    await merge_into_parent(disk, forget, adopts=True)
+    for state in (*recorded.states, recorded.killed()):
+        again = vhdx_disks.reopened(child, vhdx_disks.reopened(state))
+        assert await read_all(again) == content
+    merged = vhdx_disks.reopened(recorded.killed())
+    assert merged.size_bytes == size
+    assert merged.data_write_guid == disk.data_write_guid
+    await write_bytes(again, 0, b"e" * 512)  # knows its parent by the new name from now on
+    await again.close()
+    changed = again.file.killed()  # type: ignore[attr-defined]
+    again = vhdx_disks.reopened(changed, vhdx_disks.reopened(recorded.killed()))
+    assert await read_all(again) == b"e" * 512 + content[512:]

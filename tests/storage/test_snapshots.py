@@ -11,8 +11,8 @@ from pyiscsi_target.storage import clone, snapshots
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.open import open_image
+from pyiscsi_target.storage.snapshot_deletion import delete_snapshot
 from pyiscsi_target.storage.snapshots import (
-    delete_snapshot,
     list_snapshots,
     restore_snapshot,
     snapshot_path,
@@ -164,18 +164,6 @@ async def test_a_chain_of_snapshots(growing: Path) -> None:
     assert len(list(growing.parent.iterdir())) == 3
 
 
-async def test_what_something_is_made_of_stays(growing: Path) -> None:
-    await change(growing, b"first")
-    for name in ("one", "two"):
-        take_snapshot(growing, name)
-    with pytest.raises(StorageError, match=r"data@two.* is made of it; delete that first"):
-        await asyncio.to_thread(delete_snapshot, growing, "one")
-    restore_snapshot(growing, "one")
-    await asyncio.to_thread(delete_snapshot, growing, "two")
-    assert names(growing) == ["one"]
-    assert await content(growing) == b"first"
-
-
 async def test_the_image_takes_the_place_of_its_snapshot(growing: Path) -> None:
     os.chmod(growing, 0o640)
     await change(growing, b"first")
@@ -193,29 +181,6 @@ async def test_the_image_takes_the_place_of_its_snapshot(growing: Path) -> None:
     assert await content(growing, 16 * MIB) == b"again"
 
 
-async def test_a_merge_that_is_cut_short(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All is merged, but the snapshot does not get the image's name: nothing is lost."""
-    await change(growing, b"first")
-    take_snapshot(growing, "one")
-    await change(growing, b"second")
-
-    def fail(self: Path, target: Path) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "replace", fail)
-        with pytest.raises(StorageError, match="Input/output error"):
-            await asyncio.to_thread(delete_snapshot, growing, "one")
-    assert await content(growing) == b"second"
-    with pytest.raises(StorageError, match="deletion was cut short, so it is of no use"):
-        restore_snapshot(growing, "one")  # it holds `second`, or some of it
-    assert snapshot_path(growing, "one").stat().st_mode & 0o777 == 0o400
-    await change(growing, b"third")
-    await asyncio.to_thread(delete_snapshot, growing, "one")
-    assert await content(growing) == b"third"
-    assert list(growing.parent.iterdir()) == [growing]
-
-
 def test_where_no_snapshot_can_be_put(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the file that could not be made, not the image."""
 
@@ -226,44 +191,6 @@ def test_where_no_snapshot_can_be_put(growing: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageError) as refused:
         take_snapshot(growing, "one")
     assert str(refused.value) == f"{snapshot_path(growing, 'one')}: Permission denied"
-
-
-async def test_what_cannot_be_merged_can_still_be_restored(growing: Path) -> None:
-    await change(growing, b"first")
-    take_snapshot(growing, "one")
-    disk = open_image(growing, read_only=False)
-    await disk.resize(disk.size_bytes + MIB)
-    await disk.close()
-    with pytest.raises(StorageError, match="make them equal"):
-        await asyncio.to_thread(delete_snapshot, growing, "one")
-    await change(growing, b"second")
-    restore_snapshot(growing, "one")
-    assert await content(growing) == b"first"
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no permissions as these")
-async def test_a_snapshot_is_writable_while_it_is_merged(
-    growing: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As it must be for anybody but root."""
-    take_snapshot(growing, "one")
-    modes: list[int] = []
-
-    async def merge(path: Path, progress: object, *, stamps: bool) -> None:
-        modes.append(snapshot_path(path, "one").stat().st_mode & 0o777)
-
-    monkeypatch.setattr(snapshots, "merge_image", merge)
-    await asyncio.to_thread(delete_snapshot, growing, "one")
-    assert modes == [0o600]
-
-
-async def test_too_much_to_merge_while_commands_wait(growing: Path) -> None:
-    await change(growing, b"first")
-    take_snapshot(growing, "one")
-    await change(growing, b"second")
-    with pytest.raises(StorageError, match="do it while no server runs"):
-        await asyncio.to_thread(delete_snapshot, growing, "one", merge_limit_bytes=1)
-    assert await content(growing) == b"second"
 
 
 async def test_a_child_that_cannot_be_made(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,17 +135,27 @@ async def test_a_read_only_disk_stays(empty: bytes) -> None:
     assert caught.value.fault is StorageFault.READ_ONLY
 
 
-async def test_a_child_does_not_uncover_what_its_parent_has() -> None:
+@pytest.mark.parametrize("size", [BLOCK, 2 * BLOCK + 512, 3 * BLOCK - 512])
+@pytest.mark.parametrize("larger", [3 * BLOCK + 512, SIZE + BLOCK])
+async def test_a_child_does_not_uncover_what_its_parent_has(size: int, larger: int) -> None:
+    """Not even when the power goes meanwhile, nor where it was larger before."""
     parent = await filled(contents(new_fixed(SIZE)))
-    footer = parse_footer(parent[-512:])
-    child = small_child(2 * BLOCK, BLOCK, footer)
+    child = small_child(SIZE, BLOCK, parse_footer(parent[-512:]))
     disk = open_vhd(RecordingFile(child), find_parent=open_parent(parent))
-    with pytest.raises(StorageError, match="holds data"):
-        await disk.resize(3 * BLOCK)
-    child = small_child(SIZE, BLOCK, footer)
-    disk = open_vhd(RecordingFile(child), find_parent=open_parent(parent))
-    await disk.resize(SIZE + BLOCK)
-    assert await read_all(disk) == DATA + bytes(BLOCK)
+    await write_bytes(disk, 512, b"c" * 512)
+    await disk.deallocate(size, SIZE - size)
+    await disk.resize(size)
+    await disk.close()
+    file = Watched(file_of(disk).killed())
+    disk = open_vhd(file, find_parent=open_parent(parent))
+    content = DATA[:512] + b"c" * 512 + DATA[1024:size]
+    assert await read_all(disk) == content
+    await disk.resize(larger)
+    assert await read_all(disk) == content.ljust(larger, b"\0")
+    for state in file.states | set(file.crash_states(6)):
+        found = open_vhd(RecordingFile(state), find_parent=open_parent(parent))
+        assert found.size_bytes in (size, larger)
+        assert await read_all(found) == content.ljust(found.size_bytes, b"\0")
 
 
 async def test_blocks_behind_the_end_never_come_to_light() -> None:
@@ -185,6 +195,21 @@ async def test_the_power_goes_while_it_is_resized(empty: bytes, size: int) -> No
         assert await read_all(found, 0, 2 * BLOCK) == data
         await write_bytes(found, found.size_bytes - 512, b"y" * 512)
     assert sizes == {SIZE, size}
+
+
+@pytest.mark.parametrize("size", [SIZE + 512, SIZE + 2 * BLOCK, SIZE + 4 * BLOCK])
+async def test_a_fixed_disk_grows_after_a_growth_that_was_cut_short(size: int) -> None:
+    """Nothing of a footer is seen in what is new, whatever size it has in the end."""
+    file = Watched(await filled(contents(new_fixed(SIZE))))
+    await open_vhd(file).resize(SIZE + 2 * BLOCK)
+    for state in file.states:
+        found = open_raw(state)
+        assert await read_all(found) == DATA.ljust(found.size_bytes, b"\0")
+        if found.size_bytes < size:
+            await found.resize(size)
+            found = open_raw(file_of(found).killed())
+            assert await read_all(found) == DATA.ljust(size, b"\0")
+            assert file_of(found).size_bytes == size + 512
 
 
 @pytest.mark.parametrize("kind", ["fixed", "dynamic"])

@@ -196,6 +196,31 @@ async def test_entries_of_others_behind_the_end_do_not_come_to_light() -> None:
     assert await read(child, 0, MIB) == fill(1)
 
 
+@pytest.mark.parametrize("size_bytes", [3 * MIB, 300 * GIB])
+@pytest.mark.parametrize("start_bytes", [MIB // 2, MIB, MIB + 512])
+async def test_power_is_lost_while_a_child_grows(start_bytes: int, size_bytes: int) -> None:
+    """What its parent has there is not seen at any time. The second size moves the BAT."""
+    _, parent, _ = await made_child()
+    original = new_file(start_bytes, parent=parent).killed()
+    content = fill(200, min(start_bytes, MIB)) + fill(201, max(0, start_bytes - MIB))
+    for flushes in itertools.count():
+        file = CrashingFile(original, flushes)
+        disk = open_disk(file, parent)
+        try:
+            await disk.resize(size_bytes)
+        except PowerLost:
+            pass
+        else:
+            break
+        for state in (file.killed(), *file.crash_states(5, flushes)):
+            found = reopened(state, parent)
+            assert found.size_bytes in (start_bytes, size_bytes)
+            length = min(found.size_bytes, 4 * MIB)
+            assert await read(found, 0, length) == content.ljust(length, b"\0")
+    assert flushes > 3
+    assert await read(disk, 0, 3 * MIB) == content.ljust(3 * MIB, b"\0")
+
+
 # What a check says
 
 

@@ -20,7 +20,9 @@ for path in sys.argv[1:]:
     opened.append(file)
 child = opened[0]
 print(child.get_parent_filename(), child.get_parent_identifier(), file=sys.stderr)
-sys.stdout.buffer.write(child.read_buffer_at_offset(child.get_media_size(), 0))
+size = child.get_media_size()
+for at in range(0, size, 4096):  # longer reads may mix up parent and child
+    sys.stdout.buffer.write(child.read_buffer_at_offset(min(4096, size - at), at))
 """
 
 
