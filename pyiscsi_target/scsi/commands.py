@@ -6,7 +6,7 @@ rows. Rows know their handlers by name only; what a command does is in its room.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from . import (
@@ -46,9 +46,10 @@ class Command:
     """One command.
 
     `usage` is the CDB usage data of SPC-5 clause 6.36.3: the operation code, then the bits that the
-    handler evaluates (the SERVICE ACTION field holds its value); its length is the CDB's. `writes`:
-    refused on a write protected medium. `data_out_length` gives the bytes of data-out that a CDB
-    asks for, or raises ScsiError; None: no data-out. `timeout_s` is the recommended one.
+    handler evaluates (the SERVICE ACTION field holds its value); its length is the CDB's. Not every
+    disk evaluates all of them: see `commands_for`. `writes`: refused on a write protected medium.
+    `data_out_length` gives the bytes of data-out that a CDB asks for, or raises ScsiError; None: no
+    data-out. `timeout_s` is the recommended one.
     """
 
     usage: bytes
@@ -59,6 +60,8 @@ class Command:
     passes_unit_attention: bool = False
     allowed_while_ejected: bool = False
     thin_only: bool = False  # part of logical block provisioning management (LBPME=1)
+    thin_bits: int = 0  # of byte 1, evaluated only with LBPME=1
+    anchor_bits: int = 0  # of byte 1, evaluated only with ANC_SUP=1
     timeout_s: int = 30
     data_out_length: DataOutLength | None = None
     harmless: Callable[[bytes], bool] | None = None  # CDBs that pass whatever `access` says
@@ -335,30 +338,35 @@ _SBC: tuple[Command, ...] = (
         data_out_length=verify.verify_length,
     ),
     Command(
-        _usage("41 08 FF FF FF FF 3F FF FF 00"),
+        _usage("41 18 FF FF FF FF 3F FF FF 00"),
         "WRITE SAME(10)",
         write_same.write_same,
         Access.WRITES,
         writes=True,
+        thin_bits=write_same.UNMAP,
+        anchor_bits=write_same.ANCHOR,
         timeout_s=120,
         data_out_length=write_same.write_same_length,
     ),
     Command(
-        _usage("93 09 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
+        _usage("93 19 FF FF FF FF FF FF FF FF FF FF FF FF 3F 00"),
         "WRITE SAME(16)",
         write_same.write_same,
         Access.WRITES,
         writes=True,
+        thin_bits=write_same.UNMAP,
+        anchor_bits=write_same.ANCHOR,
         timeout_s=120,
         data_out_length=write_same.write_same_length,
     ),
     Command(
-        _usage("42 00 00 00 00 00 3F FF FF 00"),
+        _usage("42 01 00 00 00 00 3F FF FF 00"),
         "UNMAP",
         provisioning.unmap,
         Access.WRITES,
         writes=True,
         thin_only=True,
+        anchor_bits=provisioning.ANCHOR,
         timeout_s=120,
         data_out_length=_list_length_at(7, 9),
     ),
@@ -463,3 +471,20 @@ _PERSISTENT: tuple[Command, ...] = (
 COMMANDS: tuple[Command, ...] = tuple(
     sorted(_SPC + _PERSISTENT + _SBC, key=lambda row: (row.opcode, row.service_action or 0))
 )
+
+
+def commands_for(*, thin: bool, anchors: bool) -> tuple[Command, ...]:
+    """The rows of a disk: `thin` with LBPME=1, `anchors` with ANC_SUP=1 (SBC-4 clause 4.7)."""
+    return tuple(
+        _without(row, (0 if thin else row.thin_bits) | (0 if anchors else row.anchor_bits))
+        for row in COMMANDS
+        if thin or not row.thin_only
+    )
+
+
+def _without(row: Command, bits: int) -> Command:
+    """The row with these bits of byte 1 reserved."""
+    if not bits:
+        return row
+    usage = bytes((row.usage[0], row.usage[1] & ~bits)) + row.usage[2:]
+    return replace(row, usage=usage)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..storage.base import BackingStore, StorageError, StorageFault
 from . import limits
-from .commands import COMMANDS, SERVICE_ACTION_MASK, Command
+from .commands import SERVICE_ACTION_MASK, Command, commands_for
 from .identifiers import Identity
 from .mode_pages import ModeState
 from .ordering import BlockRanges, TaskAborted, TaskSet
@@ -104,6 +104,7 @@ class LogicalUnit:
         self.block_size = settings.block_size
         self.read_only = settings.read_only or store.capabilities.read_only
         self.thin = settings.thin and store.capabilities.deallocate_granularity_bytes > 0
+        self.anchors = self.thin and store.capabilities.anchors
         self.maximum_transfer_blocks = limits.MAXIMUM_TRANSFER_LENGTH_BYTES // self.block_size
         self.mode = ModeState(settings)
         self.attentions = UnitAttentions()
@@ -119,7 +120,7 @@ class LogicalUnit:
         self._reserved_by: Nexus | None = None
         self._renew_unhindered()
         self.prevented_by: set[Nexus] = set()
-        self.commands = tuple(row for row in COMMANDS if self.thin or not row.thin_only)
+        self.commands = commands_for(thin=self.thin, anchors=self.anchors)
         self._rows = _dispatch_table(self.commands)
         self.block_count = store.size_bytes // self.block_size
 

@@ -1,14 +1,15 @@
 """UNMAP and GET LBA STATUS: logical block provisioning management (SBC-4 clause 4.7).
 
-Deallocated blocks read as zeroes (LBPRZ=1); there are no anchored blocks.
+Deallocated and anchored blocks read as zeroes (LBPRZ=1); anchored ones have their space, so that a
+write of them does not fail for want of it. Not every medium can do that (ANC_SUP).
 """
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from construct import Int16ub, Int32ub, Int64ub, Padding, Struct
 
-from ..storage.base import Extent, Provisioning
+from ..storage.base import Provisioning
+from ..storage.extents import end_of, whole_blocks
 from . import limits
 from .block import flush, holding, lba_out_of_range
 from .ordering import pause
@@ -17,6 +18,9 @@ from .task import Outcome, Result, Task
 
 if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
+
+ANCHOR = 0x01  # of UNMAP's byte 1
+_ANCHORED_AT_ONCE_BYTES = 1 << 30  # so that a command can be aborted between two parts of it
 
 # SBC-4 tables 120 and 121
 UNMAP_HEADER = Struct(
@@ -76,11 +80,23 @@ async def _unmap(
     size = lu.block_size
     for lba, blocks in extents:
         async with holding(lu, task, lba, blocks):
-            await lu.store.deallocate(lba * size, blocks * size)
+            if task.cdb[1] & ANCHOR:
+                await anchor(lu, task, lba, blocks)
+            else:
+                await lu.store.deallocate(lba * size, blocks * size)
         await pause(task)
     if extents and not lu.mode.write_cache_enabled:
         await flush(lu)
     return Result(data_out_length=length)
+
+
+async def anchor(lu: "LogicalUnit", task: Task, lba: int, blocks: int) -> None:
+    """Let blocks read as zeroes and have their space; the task holds them. Raises StorageError."""
+    step = _ANCHORED_AT_ONCE_BYTES // lu.block_size
+    for first in range(lba, lba + blocks, step):
+        count = min(step, lba + blocks - first)
+        await lu.store.anchor(first * lu.block_size, count * lu.block_size)
+        await pause(task)
 
 
 def get_lba_status(lu: "LogicalUnit", task: Task) -> Outcome:
@@ -114,23 +130,12 @@ async def _extents(lu: "LogicalUnit", lba: int, limit: int) -> list[tuple[int, i
     if not lu.thin:
         return [(lba, lu.block_count, Provisioning.MAPPED)]
     size = lu.block_size
-    found = await lu.store.extents(lba * size, (lu.block_count - lba) * size, limit)
+    end_bytes = lu.block_count * size
+    found = await lu.store.extents(lba * size, end_bytes - lba * size, limit)
     extents = []
-    for first, end, state in _whole_block_extents(found, size):
-        extents.append((first, end, state))
+    for extent in whole_blocks(found, size, end_bytes):
+        first, end = extent.offset_bytes // size, end_of(extent) // size
+        extents.append((first, end, extent.state))
         if end - first > _BLOCKS_MAX:
             break
     return extents
-
-
-def _whole_block_extents(
-    extents: list[Extent], size: int
-) -> Iterator[tuple[int, int, Provisioning]]:
-    """Extents in blocks; a block of which any part is mapped is a mapped one."""
-    end = extents[0].offset_bytes // size
-    for extent in extents:
-        first = end
-        end_bytes = extent.offset_bytes + extent.length_bytes
-        end = -(-end_bytes // size) if extent.state is Provisioning.MAPPED else end_bytes // size
-        if end > first:
-            yield first, end, extent.state

@@ -290,14 +290,15 @@ def _block_device_characteristics(lu: "LogicalUnit", nexus: "Nexus") -> bytes:
 
 
 def _logical_block_provisioning(lu: "LogicalUnit", nexus: "Nexus") -> bytes:
-    """Logical Block Provisioning (SBC-4): UNMAP and WRITE SAME unmap; unmapped reads zeroes."""
+    """Logical Block Provisioning (SBC-4): UNMAP and WRITE SAME unmap, or anchor where the medium
+    can; either reads as zeroes."""
     thin = lu.thin
     flags = {
         "lbpu": thin,
         "lbpws": thin,
         "lbpws10": thin,
         "lbprz": int(thin),
-        "anc_sup": False,
+        "anc_sup": lu.anchors,
         "dp": False,
     }
     set_blocks = limits.THRESHOLD_SET_BYTES // lu.block_size

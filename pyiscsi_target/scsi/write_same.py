@@ -12,12 +12,14 @@ from .block import (
     wrong_data_out_length,
 )
 from .ordering import pause
+from .provisioning import anchor
 from .sense import invalid_cdb_field
 from .task import Outcome, Result, Task
 
 if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
 
+ANCHOR = 0x10
 UNMAP = 0x08
 NDOB = 0x01  # no data-out buffer: zeroes; WRITE SAME(10) has no such bit
 
@@ -44,8 +46,8 @@ def _extent(lu: "LogicalUnit", cdb: bytes) -> tuple[int, int]:
     blocks = blocks or lu.block_count - lba
     if blocks * lu.block_size > limits.MAXIMUM_WRITE_SAME_LENGTH_BYTES:
         raise too_many_blocks(cdb)
-    if cdb[1] & UNMAP and not lu.thin:
-        raise invalid_cdb_field(1, 3)
+    if cdb[1] & ANCHOR and not cdb[1] & UNMAP:
+        raise invalid_cdb_field(1, 4)
     return lba, blocks
 
 
@@ -66,6 +68,8 @@ async def _write_same(lu: "LogicalUnit", task: Task, lba: int, blocks: int) -> R
         if pattern != bytes(size):
             # Deallocated blocks would read as zeroes (LBPRZ=1), not as this: UNMAP or not, write.
             await _repeat(lu, task, lba, blocks, pattern)
+        elif task.cdb[1] & ANCHOR:
+            await anchor(lu, task, lba, blocks)
         elif task.cdb[1] & UNMAP:
             await lu.store.deallocate(lba * size, blocks * size)
         else:

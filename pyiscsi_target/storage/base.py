@@ -39,7 +39,11 @@ class StorageError(Exception):
 
 
 class Provisioning(Enum):
-    """What backs a range (SBC-4 logical block provisioning states)."""
+    """What backs a range (SBC-4 clause 4.7, logical block provisioning states).
+
+    What is deallocated or anchored reads as zeroes. Anchored has its space, so that writing it
+    cannot fail for want of that.
+    """
 
     MAPPED = 0
     DEALLOCATED = 1
@@ -60,12 +64,14 @@ class Capabilities:
     """What a store can do, declared once at open.
 
     `deallocate_granularity_bytes` is 0 where `deallocate` only writes zeroes; it is a property of
-    the medium, the same whether the store may be written or not.
+    the medium, the same whether the store may be written or not. Without `anchors` no extent is
+    anchored.
     """
 
     read_only: bool = False
     volatile: bool = False  # the content dies with the process (`ram:`)
     deallocate_granularity_bytes: int = 0
+    anchors: bool = False  # the medium can keep space for what holds no data, and tell where
     physical_block_bytes: int = 512  # what the medium prefers
     logical_block_bytes: int = 512  # the least that a block device addresses
 
@@ -128,10 +134,18 @@ class BackingStore(ABC):
         """Make the range read as zeroes and keep it allocated where the store can."""
 
     @abstractmethod
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        """Make the range read as zeroes and have all its space. Asked only with `anchors`.
+
+        Raises StorageError: OUT_OF_SPACE where there is none; part of it may be zeroes then.
+        """
+
+    @abstractmethod
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         """The first `limit` extents of the range, in order, without gaps, adjacent ones merged.
 
-        May cover less than the range when there are more than `limit`.
+        At least one, and of whole blocks. May cover less than the range: when there are more than
+        `limit`, or where looking further would take long.
         """
 
     async def resize(self, size_bytes: int) -> None:

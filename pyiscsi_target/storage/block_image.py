@@ -23,6 +23,7 @@ from .base import (
     StorageFault,
 )
 from .block_table import PAGE_MASK, PAGE_SHIFT, BlockTable
+from .extents import append, end_of, whole_blocks
 from .image_file import ImageFile
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ WriteNow = Callable[[int, Sequence[Buffer]], bool]
 
 _ZEROES = bytes(64 * 1024)
 _EXTENT_BLOCKS_MAX = 1 << 18  # looked at for one answer, so that it cannot hold up the event loop
+_EXTENT_LOOKS_MAX = 1 << 14  # likewise, where the file is asked about each of them
+_EXTENT_BLOCKS_AT_ONCE = 256  # by one call
 
 
 class Source(Enum):
@@ -362,67 +365,113 @@ class BlockImage(BackingStore):
             zero = self.file.zero if keep else self.file.punch
             await zero(at + start, end - start)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.anchor`. What its file has no space for is zeroes, too, afterwards."""
+        if self.parent is not None:  # or its data would be copied, only to be zeroed
+            await self._zero(offset_bytes, length_bytes, keep=True)
+        self._require_writable()
+        if not self._writes_now:
+            await uninterrupted(self._begin_writing())
+        for block, start, end, _ in self._split(offset_bytes, length_bytes):
+            await self._zero_part(block, start, end, keep=True)
+
     # Extents
 
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
-        """See `BackingStore.extents`. A block that is in the file is mapped in all its length."""
+        """See `BackingStore.extents`.
+
+        A block that is in the file is in the state that the file has there.
+        """
         found: list[Extent] = []
         end = offset_bytes + length_bytes
-        seen = 0
-        while offset_bytes < end and seen < _EXTENT_BLOCKS_MAX:
-            seen += 1
-            for extent in await self._block_extents(offset_bytes, end):
-                offset_bytes = extent.offset_bytes + extent.length_bytes
-                if found and found[-1].state is extent.state:
-                    last = found.pop()
-                    length = last.length_bytes + extent.length_bytes
-                    extent = Extent(last.offset_bytes, length, extent.state)
-                elif len(found) == limit:
-                    return found
-                found.append(extent)
+        seen, seen_max = 0, _EXTENT_LOOKS_MAX if self.capabilities.anchors else _EXTENT_BLOCKS_MAX
+        while offset_bytes < end and seen < seen_max and len(found) <= limit:
+            pieces = await self._pieces_of_blocks(offset_bytes, end)
+            seen += len(pieces)
+            for extent in await self._extents_of(offset_bytes, pieces, limit):
+                append(found, extent)
+                offset_bytes = end_of(extent)
+        return whole_blocks(found, self.capabilities.logical_block_bytes, end)[:limit]
+
+    async def _pieces_of_blocks(self, offset_bytes: int, end_bytes: int) -> list[Piece]:
+        """Pieces from the offset on, of some blocks."""
+        found: list[Piece] = []
+        while offset_bytes < end_bytes and len(found) < _EXTENT_BLOCKS_AT_ONCE:
+            pieces = await self._pieces_of_block(offset_bytes, end_bytes)
+            found += pieces
+            offset_bytes += sum(piece.length_bytes for piece in pieces)
         return found
 
-    async def _block_extents(self, offset_bytes: int, end_bytes: int) -> list[Extent]:
-        """Extents from the offset on, at least to the end of its block."""
+    async def _pieces_of_block(self, offset_bytes: int, end_bytes: int) -> list[Piece]:
+        """Pieces from the offset on, at least to the end of its block."""
         block, start = offset_bytes >> self._shift, offset_bytes & self._mask
         stop = min(self.block_bytes, end_bytes - (block << self._shift))
-        if self.table[block] > 0:
-            return [Extent(offset_bytes, stop - start, Provisioning.MAPPED)]
+        if (at := self.table[block]) > 0:
+            return [Piece(stop - start, Source.FILE, at + start)]
         if self.parent is None and (count := self._run_without_space(block)) > 1:
             length = min(((block + count) << self._shift), end_bytes) - offset_bytes
-            return [Extent(offset_bytes, length, Provisioning.DEALLOCATED)]
+            return [Piece(length, Source.ZEROES)]
         while (pieces := self._pieces(block, start, stop)) is None:
             await self._load(block)
+        return pieces
+
+    async def _extents_of(
+        self, offset_bytes: int, pieces: Sequence[Piece], limit: int
+    ) -> list[Extent]:
+        """The extents of pieces, as far as `limit` extents of the file reach."""
+        in_file = iter(await self._extents_in_file(pieces, limit))
         found: list[Extent] = []
         for piece in pieces:
-            found += await self._piece_extents(offset_bytes, piece)
-            offset_bytes += piece.length_bytes
+            end = offset_bytes + piece.length_bytes
+            if piece.source is not Source.FILE:
+                found += await self._piece_extents(offset_bytes, piece)
+                offset_bytes = end
+            while offset_bytes < end:
+                if (extent := next(in_file, None)) is None:
+                    return found
+                found.append(Extent(offset_bytes, extent.length_bytes, extent.state))
+                offset_bytes += extent.length_bytes
         return found
+
+    async def _extents_in_file(self, pieces: Sequence[Piece], limit: int) -> list[Extent]:
+        """What the file has where the pieces are that are in it."""
+        ranges = [
+            (piece.at_bytes, piece.at_bytes + piece.length_bytes)
+            for piece in pieces
+            if piece.source is Source.FILE
+        ]
+        if self.capabilities.anchors and ranges:
+            return await self.file.extents(ranges, max(limit, len(ranges)))
+        return [Extent(at, end - at, Provisioning.MAPPED) for at, end in ranges]
 
     def _run_without_space(self, block: int) -> int:
         """How many blocks from this one on are surely not in the file (0: nobody knows)."""
         return 0
 
     async def _piece_extents(self, offset_bytes: int, piece: Piece) -> list[Extent]:
-        state = Provisioning.MAPPED if piece.source is Source.FILE else Provisioning.DEALLOCATED
-        if piece.source is not Source.PARENT:
-            return [Extent(offset_bytes, piece.length_bytes, state)]
+        """The extents of a piece that is not in the file."""
+        absent = Provisioning.DEALLOCATED
+        if piece.source is Source.ZEROES:
+            return [Extent(offset_bytes, piece.length_bytes, absent)]
         assert self.parent is not None
         found: list[Extent] = []
         end = offset_bytes + piece.length_bytes
         parent_end = min(end, self.parent.size_bytes)
         while offset_bytes < parent_end:
-            found += await self.parent.extents(offset_bytes, parent_end - offset_bytes, 64)
-            offset_bytes = found[-1].offset_bytes + found[-1].length_bytes
+            for extent in await self.parent.extents(offset_bytes, parent_end - offset_bytes, 64):
+                # The parent's space is no help to a write, which needs some here.
+                state = extent.state if extent.state is Provisioning.MAPPED else absent
+                append(found, Extent(offset_bytes, extent.length_bytes, state))
+                offset_bytes = end_of(extent)
         if offset_bytes < end:
-            found.append(Extent(offset_bytes, end - offset_bytes, state))
+            append(found, Extent(offset_bytes, end - offset_bytes, absent))
         return found
 
     async def _parent_is_zero(self, offset_bytes: int, length_bytes: int) -> bool:
         """Whether the parent surely has only zeroes in the range, without reading them."""
         piece = Piece(length_bytes, Source.PARENT)
         extents = await self._piece_extents(offset_bytes, piece)
-        return all(extent.state is Provisioning.DEALLOCATED for extent in extents)
+        return all(extent.state is not Provisioning.MAPPED for extent in extents)
 
     async def own_runs(
         self, start_bytes: int, end_bytes: int

@@ -91,9 +91,9 @@ def _what_it_is(store: BackingStore) -> tuple[ImageFormat, Kind, UUID | None]:
 
 
 async def mapped_shares(store: BackingStore, parts: int) -> list[float]:
-    """The disk cut into `parts` equal parts: how much of each is mapped, from 0 to 1.
+    """The disk cut into `parts` equal parts: how much of each takes space, from 0 to 1.
 
-    Raises StorageError.
+    That is what is mapped or anchored. Raises StorageError.
     """
     mapped = [0.0] * parts
     width = store.size_bytes / parts
@@ -102,7 +102,7 @@ async def mapped_shares(store: BackingStore, parts: int) -> list[float]:
         extents = await store.extents(position, store.size_bytes - position, _EXTENTS)
         for extent in extents:
             position = extent.offset_bytes + extent.length_bytes
-            if extent.state is Provisioning.MAPPED:
+            if extent.state is not Provisioning.DEALLOCATED:
                 _add(mapped, extent.offset_bytes / width, position / width)
     return [min(1.0, share) for share in mapped]
 

@@ -19,11 +19,12 @@ import time
 from collections.abc import Sequence
 from itertools import islice
 
-from .base import Buffer, StorageError, StorageFault
+from .base import Buffer, Extent, Provisioning, StorageError, StorageFault
 from .calls import best_calls
 from .durability import Durability, sync_file
+from .extents import append, end_of
 from .faults import storage_error
-from .holes import PUNCH, ZERO, allocate_mode, data_runs
+from .holes import PUNCH, RESERVE, ZERO, allocate_mode, data_end, data_runs, extents
 from .pace import SLOW_S, Pace
 from .workers import Workers
 
@@ -62,6 +63,7 @@ class FileIo:
     """One open file or block device, owned: `close` closes the descriptor.
 
     `name` is for messages. `memory`: the file is memory, so nothing blocks and nothing is durable.
+    `anchors`: what `can_anchor` says of it.
     Buffers are `bytes`, `bytearray` or one-dimensional views of bytes.
     """
 
@@ -76,6 +78,7 @@ class FileIo:
         "_resized",
         "_workers",
         "_write_pace",
+        "anchors",
         "name",
         "read_now",
         "read_only",
@@ -90,11 +93,13 @@ class FileIo:
         read_only: bool = False,
         memory: bool = False,
         allocation_unit_bytes: int = 1,
+        anchors: bool = False,
         read_pace: Pace | None = None,
         write_pace: Pace | None = None,
     ) -> None:
         self.name = name
         self.read_only = read_only
+        self.anchors = anchors
         self._fd = fd
         self._closed = False
         self._resized = False
@@ -377,6 +382,12 @@ class FileIo:
             self._write_all(start_bytes, remaining([_ZEROES] * whole + [_ZEROES[:rest]], 0))
             start_bytes += length
 
+    async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        """Have space for all of the range, whose content stays; where the file `anchors`."""
+        self._require_writable()
+        end = offset_bytes + length_bytes
+        await self._workers.run(self._allocate, RESERVE, offset_bytes, end)
+
     async def data_runs(
         self, offset_bytes: int, length_bytes: int, limit: int
     ) -> list[tuple[int, int]]:
@@ -392,6 +403,38 @@ class FileIo:
             return list(islice(runs, limit))
         except OSError as error:
             raise storage_error(error, "find data", self.name, offset_bytes) from error
+
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        """The first `limit` extents of the ranges (start, end); what nobody knows is mapped."""
+        return await self._workers.run(self._find_extents, ranges, limit)
+
+    def _find_extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        size_bytes = self.size_bytes if self._calls.thread_safe else 0
+        found: list[Extent] = []
+        data_start = data_stop = 0  # a run in which no range needs to be asked about
+        for start, end in ranges[:limit]:
+            if data_start <= start and end <= data_stop:
+                found.append(Extent(start, end - start, Provisioning.MAPPED))
+            else:
+                known_end = max(start, min(end, size_bytes))
+                found += self._range_extents(start, known_end, end, limit - len(found))
+                last = found[-1]
+                if last.state is Provisioning.MAPPED and start < known_end == end_of(last):
+                    data_start, data_stop = last.offset_bytes, data_end(self._fd, known_end - 1)
+            if len(found) == limit:
+                break
+        return found
+
+    def _range_extents(self, start: int, known_end: int, end: int, limit: int) -> list[Extent]:
+        """Of one range; what lies behind the end of the file cannot be read, and is no hole."""
+        try:
+            known = extents(self._fd, start, known_end, anchors=self.anchors)
+            found = list(islice(known, limit))
+        except OSError as error:
+            raise storage_error(error, "find data", self.name, start) from error
+        if known_end < end and (not found or end_of(found[-1]) == known_end):
+            append(found, Extent(known_end, end - known_end, Provisioning.MAPPED))
+        return found[:limit]
 
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """Ask the kernel to read the range into its cache; where it cannot, nothing happens."""

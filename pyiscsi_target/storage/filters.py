@@ -43,6 +43,9 @@ class FilterStore(BackingStore):
     async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         await self.inner.write_zeroes(offset_bytes, length_bytes)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        await self.inner.anchor(offset_bytes, length_bytes)
+
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         return await self.inner.extents(offset_bytes, length_bytes, limit)
 
@@ -108,7 +111,7 @@ class Operation(Enum):
     READ = auto()
     WRITE = auto()
     FLUSH = auto()
-    ALLOCATE = auto()  # deallocate and write_zeroes
+    ALLOCATE = auto()  # deallocate, write_zeroes and anchor
 
 
 Judge = Callable[[Operation, int, int], StorageFault | None]
@@ -174,3 +177,7 @@ class ErrorStore(FilterStore):
     async def write_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
         self._check(Operation.ALLOCATE, offset_bytes, length_bytes)
         await self.inner.write_zeroes(offset_bytes, length_bytes)
+
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        self._check(Operation.ALLOCATE, offset_bytes, length_bytes)
+        await self.inner.anchor(offset_bytes, length_bytes)

@@ -7,7 +7,7 @@ not know which of them they have.
 from collections.abc import Sequence
 from typing import Protocol
 
-from .base import Buffer
+from .base import Buffer, Extent
 
 
 class ImageFile(Protocol):
@@ -29,6 +29,10 @@ class ImageFile(Protocol):
     @property
     def read_only(self) -> bool:
         """Whether nothing may be written."""
+
+    @property
+    def anchors(self) -> bool:
+        """Whether `zero` and `reserve` keep space, and `extents` tells where that is so."""
 
     @property
     def size_bytes(self) -> int:
@@ -60,10 +64,19 @@ class ImageFile(Protocol):
     async def zero(self, offset_bytes: int, length_bytes: int) -> None:
         """Make the range read as zeroes and keep its space."""
 
+    async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        """Have space for all of the range, whose content stays. Asked only with `anchors`."""
+
     async def data_runs(
         self, offset_bytes: int, length_bytes: int, limit: int
     ) -> list[tuple[int, int]]:
         """The first `limit` (start, end) of runs that hold data in the range; all where unknown."""
+
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        """The first `limit` extents of the ranges (start, end), one range after the other.
+
+        Without gaps; what nobody knows, or lies behind the end of the file, is mapped.
+        """
 
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         """Bring the range into the host's cache, or do nothing."""

@@ -27,7 +27,7 @@ from .create import NewImage, create_image, format_of
 from .faults import open_error
 from .file_io import FileIo
 from .filters import DelayStore, ErrorStore, one_in
-from .holes import can_punch
+from .holes import can_anchor, can_punch, writes_elsewhere
 from .lock import lock_image
 from .overlay import OverlayStore
 from .raw import RawStore
@@ -197,7 +197,8 @@ def _with_overlay(image: Path, store: BackingStore) -> BackingStore:
     except OSError as error:
         raise open_error(error, f"changes to {image.name} in {image.parent}") from error
     with _closed_on_error(fd):
-        return OverlayStore(store, FileIo(fd, f"changes to {image}"))
+        anchors = can_anchor(fd, image.parent)
+        return OverlayStore(store, FileIo(fd, f"changes to {image}", anchors=anchors))
 
 
 def _open_existing(
@@ -214,7 +215,9 @@ def _open_existing(
         opener = _FORMATS.get(chain.path.suffix.lower())
         if opener is None or stat.S_ISBLK(mode):
             return _wear(fd, name, size_bytes, stat.S_ISBLK(mode), request)
-        io = FileIo(fd, name, read_only=request.read_only)
+        # An image's own metadata is replaced now and then, which must not fail either.
+        anchors = can_anchor(fd, chain.path.resolve().parent) and not writes_elsewhere(fd)
+        io = FileIo(fd, name, read_only=request.read_only, anchors=anchors)
         return opener(
             io,
             find_parent=lambda paths: parent or _open_parent(chain.to_parent(paths), request),
@@ -256,9 +259,16 @@ def _wear(
         capabilities = _device_capabilities(fd, request)
         unit = capabilities.logical_block_bytes
     else:
-        capabilities = _file_capabilities(fd, size_bytes, request)
+        anchors = can_anchor(fd, Path(name).resolve().parent)
+        capabilities = _file_capabilities(fd, size_bytes, request, anchors=anchors)
         unit = 1
-    io = FileIo(fd, name, read_only=request.read_only, allocation_unit_bytes=unit)
+    io = FileIo(
+        fd,
+        name,
+        read_only=request.read_only,
+        allocation_unit_bytes=unit,
+        anchors=capabilities.anchors,
+    )
     return RawStore(io, size_bytes, capabilities, request.block_size)
 
 
@@ -320,7 +330,12 @@ def _check_size(name: str, store: BackingStore, request: DiskRequest) -> None:
 
 
 def _file_capabilities(
-    fd: int, size_bytes: int, request: DiskRequest, *, volatile: bool = False
+    fd: int,
+    size_bytes: int,
+    request: DiskRequest,
+    *,
+    volatile: bool = False,
+    anchors: bool = False,
 ) -> Capabilities:
     preferred = getattr(os.fstat(fd), "st_blksize", PREFERRED_BLOCK_BYTES)
     punches = can_punch(fd, size_bytes)
@@ -328,6 +343,7 @@ def _file_capabilities(
         read_only=request.read_only,
         volatile=volatile,
         deallocate_granularity_bytes=max(preferred, request.block_size) if punches else 0,
+        anchors=anchors and punches,
         physical_block_bytes=max(min(preferred, PREFERRED_BLOCK_BYTES), request.block_size),
         logical_block_bytes=request.block_size,
     )

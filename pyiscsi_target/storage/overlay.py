@@ -30,6 +30,7 @@ class OverlayStore(BlockImage):
             read_only=False,
             volatile=True,
             deallocate_granularity_bytes=_ALIGNMENT_BYTES,
+            anchors=file.anchors,
         )
         block_count = -(-image.size_bytes // BLOCK_BYTES)
         file.set_size_blocking(_place(block_count))

@@ -3,17 +3,17 @@
 Knows the size of the disk and nothing of how bytes are moved (`file_io`).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from .base import (
     BackingStore,
     Buffer,
     Capabilities,
     Extent,
-    Provisioning,
     StorageError,
     StorageFault,
 )
+from .extents import whole_blocks
 from .image_file import ImageFile
 
 
@@ -58,14 +58,15 @@ class RawStore(BackingStore):
         """See `BackingStore.write_zeroes`."""
         await self.file.zero(offset_bytes, length_bytes)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.anchor`."""
+        await self.file.zero(offset_bytes, length_bytes)
+
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         """See `BackingStore.extents`."""
-        runs = await self.file.data_runs(offset_bytes, length_bytes, limit)
         end = offset_bytes + length_bytes
-        # With `limit` runs there may be more behind them, so nothing is known after the last.
-        known_end = runs[-1][1] if len(runs) == limit else end
-        whole = _whole_blocks(runs, offset_bytes, end, self._block_size)
-        return list(_extents(whole, offset_bytes, known_end))[:limit]
+        found = await self.file.extents([(offset_bytes, end)], limit)
+        return whole_blocks(found, self._block_size, end)[:limit]
 
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`; a block device cannot."""
@@ -93,33 +94,3 @@ class RawStore(BackingStore):
     def close_blocking(self) -> None:
         """See `BackingStore.close_blocking`."""
         self.file.close_blocking()
-
-
-def _whole_blocks(
-    runs: Iterable[tuple[int, int]], start_bytes: int, end_bytes: int, block_size: int
-) -> Iterator[tuple[int, int]]:
-    """The runs grown to whole blocks, for a file system's block may be smaller than the disk's."""
-    pending: tuple[int, int] | None = None
-    for run_start, run_end in runs:
-        run_start = max(start_bytes, run_start // block_size * block_size)
-        run_end = min(end_bytes, -(-run_end // block_size) * block_size)
-        if pending is not None and run_start <= pending[1]:
-            run_start = pending[0]
-        elif pending is not None:
-            yield pending
-        pending = run_start, run_end
-    if pending is not None:
-        yield pending
-
-
-def _extents(
-    runs: Iterable[tuple[int, int]], start_bytes: int, known_end_bytes: int
-) -> Iterator[Extent]:
-    position = start_bytes
-    for run_start, run_end in runs:
-        if position < run_start:
-            yield Extent(position, run_start - position, Provisioning.DEALLOCATED)
-        yield Extent(run_start, run_end - run_start, Provisioning.MAPPED)
-        position = run_end
-    if position < known_end_bytes:
-        yield Extent(position, known_end_bytes - position, Provisioning.DEALLOCATED)

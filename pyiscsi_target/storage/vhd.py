@@ -60,6 +60,7 @@ def _capabilities(file: ImageFile, granularity_bytes: int) -> Capabilities:
     return Capabilities(
         read_only=file.read_only,
         deallocate_granularity_bytes=granularity_bytes,
+        anchors=file.anchors,
         physical_block_bytes=ALIGNMENT_BYTES,
         logical_block_bytes=SECTOR,
     )
@@ -129,6 +130,11 @@ class FixedVhd(RawStore):
         """See `BackingStore.write_zeroes`."""
         await self._stamp()
         await super().write_zeroes(offset_bytes, length_bytes)
+
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.anchor`."""
+        await self._stamp()
+        await super().anchor(offset_bytes, length_bytes)
 
     async def begin_merge(self) -> None:
         """Let the disk be written although children of it must go on to fit, until `stamp`."""

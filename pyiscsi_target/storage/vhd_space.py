@@ -158,7 +158,12 @@ class Space:
             end = min(used_end_bytes, self._end_bytes)
             if end + FOOTER_BYTES == self._file.size_bytes:
                 return
-            await self._file.write(end, (build_footer(self.footer),))
+            try:
+                await self._file.write(end, (build_footer(self.footer),))
+            except StorageError as error:
+                if error.fault is StorageFault.OUT_OF_SPACE:
+                    return  # it stays longer than it needs to be
+                raise
             await self._file.flush()
             await self._file.set_size(end + FOOTER_BYTES)
             self._end_bytes = end

@@ -429,6 +429,25 @@ class VhdxBlocks(BlockImage):
         keep = keep or self.metadata.leave_block_allocated
         await super()._zero(offset_bytes, length_bytes, keep=keep)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        """See `BackingStore.anchor`."""
+        await super().anchor(offset_bytes, length_bytes)
+        await self._reserve_metadata(offset_bytes, offset_bytes + length_bytes)
+
+    async def _reserve_metadata(self, start_bytes: int, end_bytes: int) -> None:
+        """Log, BAT and bitmaps have their space, too: in other programs' files they may be holes.
+
+        Else the change that made room might not find its place any more.
+        """
+        header, geometry = self._headers.current, self._bat.geometry
+        await self.file.reserve(header.log_offset, header.log_length)
+        bat_bytes = -(-geometry.entry_count * BAT_ENTRY_BYTES // MIB) * MIB
+        await self.file.reserve(self._bat.region.start, bat_bytes)
+        chunk_bytes = geometry.chunk_ratio * self.block_bytes
+        for chunk in range(start_bytes // chunk_bytes, -(-end_bytes // chunk_bytes)):
+            if place := self._bitmaps.places[chunk]:
+                await self.file.reserve(place, BITMAP_BYTES)
+
     async def _discard(self, blocks: Sequence[int]) -> None:
         state = BlockState.UNMAPPED if self.parent is None else BlockState.ZERO
         freed: list[int] = []
@@ -467,6 +486,7 @@ def _capabilities(opened: OpenedFile) -> Capabilities:
     return Capabilities(
         read_only=opened.file.read_only,
         deallocate_granularity_bytes=0 if metadata.leave_block_allocated else granularity,
+        anchors=opened.file.anchors,
         physical_block_bytes=max(metadata.physical_sector_bytes, metadata.logical_sector_bytes),
         logical_block_bytes=metadata.logical_sector_bytes,
     )

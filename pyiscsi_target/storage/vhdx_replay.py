@@ -7,7 +7,7 @@ and from the log itself.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .base import Buffer, StorageError, StorageFault
+from .base import Buffer, Extent, Provisioning, StorageError, StorageFault
 from .image_file import ImageFile
 from .vhdx_format import (
     FILE_BYTES_MAX,
@@ -222,6 +222,7 @@ class OverlaidFile:
     """
 
     read_only = True
+    anchors = False
 
     def __init__(self, file: ImageFile, overlay: dict[int, bytes]) -> None:
         self.name = file.name
@@ -244,7 +245,11 @@ class OverlaidFile:
     async def data_runs(
         self, offset_bytes: int, length_bytes: int, limit: int
     ) -> list[tuple[int, int]]:
-        return await self._file.data_runs(offset_bytes, length_bytes, limit)
+        return [(offset_bytes, offset_bytes + length_bytes)]
+
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        """The log may have put data where the file has a hole."""
+        return [Extent(at, end - at, Provisioning.MAPPED) for at, end in ranges[:limit]]
 
     async def available_bytes(self) -> int | None:
         return await self._file.available_bytes()
@@ -290,6 +295,9 @@ class OverlaidFile:
         raise self._refuse()
 
     async def zero(self, offset_bytes: int, length_bytes: int) -> None:
+        raise self._refuse()
+
+    async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         raise self._refuse()
 
     def write_blocking(self, offset_bytes: int, data: Buffer) -> None:

@@ -2,12 +2,14 @@
 
 import pytest
 
-from pyiscsi_target.scsi.commands import COMMANDS, SERVICE_ACTIONS, Command
+from pyiscsi_target.scsi.commands import COMMANDS, SERVICE_ACTIONS, Command, commands_for
 from pyiscsi_target.scsi.logical_unit import DiskSettings
 from pyiscsi_target.scsi.reservations import Access
 from pyiscsi_target.scsi.sense import Asc, SenseKey
+from pyiscsi_target.storage.base import Capabilities
 from tests.support.memory_disk import field_of, make_disk, make_nexus, run, sense_of
 
+ANCHORING = Capabilities(deallocate_granularity_bytes=4096, anchors=True)
 CDB_LENGTH_BY_GROUP = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}
 INVALID_OPCODE = (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE)
 INVALID_FIELD = (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
@@ -42,7 +44,7 @@ def test_what_writes_conflicts_with_reservations(row: Command) -> None:
 
 @pytest.mark.parametrize("row", COMMANDS, ids=row_id)
 def test_every_reserved_bit_is_refused_with_its_place(row: Command) -> None:
-    lu = make_disk()
+    lu = make_disk(capabilities=ANCHORING)
     base = bytearray(row.length)
     base[0] = row.opcode
     if row.service_action is not None:
@@ -86,3 +88,17 @@ def test_rows_of_provisioning_management_are_for_thin_disks() -> None:
     thick = {row.name for row in make_disk(DiskSettings(thin=False)).commands}
     assert thin - thick == {"UNMAP"}
     assert thick <= thin
+
+
+@pytest.mark.parametrize("row", COMMANDS, ids=row_id)
+def test_bits_that_depend_on_the_disk_are_evaluated_by_some(row: Command) -> None:
+    assert (row.thin_bits | row.anchor_bits) & ~row.usage[1] == 0
+    assert not row.thin_bits & row.anchor_bits
+
+
+def test_rows_of_a_disk_refuse_what_it_does_not_evaluate() -> None:
+    for thin, anchors in ((True, True), (True, False), (False, False)):
+        for row in commands_for(thin=thin, anchors=anchors):
+            bits = (0 if thin else row.thin_bits) | (0 if anchors else row.anchor_bits)
+            assert not row.usage[1] & bits
+            assert row.forbidden >> 8 * (row.length - 2) & bits == bits

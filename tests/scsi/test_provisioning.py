@@ -8,7 +8,7 @@ from pyiscsi_target.scsi import limits
 from pyiscsi_target.scsi.logical_unit import DiskSettings
 from pyiscsi_target.scsi.sense import Asc, SenseKey
 from pyiscsi_target.scsi.task import Status
-from pyiscsi_target.storage.base import Extent, Provisioning, StorageFault
+from pyiscsi_target.storage.base import Capabilities, Extent, Provisioning, StorageFault
 from tests.support.faulty_disk import make_faulty_disk
 from tests.support.memory_disk import (
     data_of,
@@ -22,6 +22,8 @@ from tests.support.memory_disk import (
 
 BLOCK = 512
 BLOCKS = 2048
+ANCHOR = 0x01
+ANCHORING = Capabilities(deallocate_granularity_bytes=4096, anchors=True)
 NEXUS = make_nexus()
 OUT_OF_RANGE = (SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
 LIST_LENGTH = (SenseKey.ILLEGAL_REQUEST, Asc.PARAMETER_LIST_LENGTH_ERROR)
@@ -33,8 +35,8 @@ def unmap_list(*extents: tuple[int, int]) -> bytes:
     return struct.pack(">HH4x", 6 + len(descriptors), len(descriptors)) + descriptors
 
 
-def unmap_cdb(length: int) -> str:
-    return f"42 00 00000000 00 {length:04x} 00"
+def unmap_cdb(length: int, flags: int = 0) -> str:
+    return f"42 {flags:02x} 00000000 00 {length:04x} 00"
 
 
 def test_unmap() -> None:
@@ -46,6 +48,42 @@ def test_unmap() -> None:
     assert result.data_out_length == len(data)
     assert store.deallocated == [(2 * BLOCK, 3 * BLOCK), (2047 * BLOCK, BLOCK)]
     assert store.flushes == 0
+
+
+def test_unmap_anchors() -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    store.content[:] = b"\xff" * len(store.content)
+    data = unmap_list((2, 3), (8, 0), (2047, 1))
+    assert run(lu, NEXUS, unmap_cdb(len(data), ANCHOR), [data]).status == Status.GOOD
+    assert store.anchored == [(2 * BLOCK, 3 * BLOCK), (2047 * BLOCK, BLOCK)]
+    assert store.deallocated == []
+    assert store.content[2 * BLOCK : 5 * BLOCK] == bytes(3 * BLOCK)
+
+
+def test_what_is_anchored_can_be_aborted_in_parts() -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    store.size_bytes = 5 << 29
+    lu.block_count = store.size_bytes // BLOCK
+    data = unmap_list((0, lu.block_count))
+    assert run(lu, NEXUS, unmap_cdb(len(data), ANCHOR), [data]).status == Status.GOOD
+    assert store.anchored == [(0, 1 << 30), (1 << 30, 1 << 30), (1 << 31, 1 << 29)]
+
+
+def test_anchor_is_reserved_where_the_medium_cannot() -> None:
+    lu, store = make_faulty_disk()
+    data = unmap_list((2, 3))
+    result = run(lu, NEXUS, unmap_cdb(len(data), ANCHOR), [data])
+    assert sense_of(result) == (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
+    assert field_of(result) == (1, 0, True)
+    assert store.deallocated == store.anchored == []
+
+
+def test_no_space_to_anchor() -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    store.fault = StorageFault.OUT_OF_SPACE
+    data = unmap_list((0, 1))
+    result = run(lu, NEXUS, unmap_cdb(len(data), ANCHOR), [data])
+    assert sense_of(result) == (SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
 
 
 def test_unmap_is_durable_without_a_write_cache() -> None:
@@ -131,6 +169,7 @@ def test_unmap_does_not_exist_without_provisioning_management() -> None:
 # GET LBA STATUS
 
 MAPPED, DEALLOCATED = Provisioning.MAPPED, Provisioning.DEALLOCATED
+ANCHORED = Provisioning.ANCHORED
 
 
 def status_cdb(lba: int, allocation_length: int) -> str:
@@ -160,6 +199,20 @@ def test_get_lba_status() -> None:
     assert descriptors(data_of(run(lu, NEXUS, status_cdb(0, 40)))) == everything[:2]
     assert descriptors(data_of(run(lu, NEXUS, status_cdb(0, 39)))) == everything[:1]
     assert descriptors(data_of(run(lu, NEXUS, status_cdb(8, 24)))) == everything[1:2]
+
+
+def test_anchored_blocks_have_a_status_of_their_own() -> None:
+    lu = make_disk(capabilities=ANCHORING)
+    store_of(lu).mapped = mapped((4096, MAPPED), (8192, ANCHORED), ((1 << 20) - 12288, DEALLOCATED))
+    data = data_of(run(lu, NEXUS, status_cdb(0, 1024)))
+    assert descriptors(data) == [(0, 8, 0), (8, 16, 2), (24, 2024, 1)]
+
+
+def test_a_block_is_anchored_only_as_a_whole() -> None:
+    lu = make_disk(DiskSettings(block_size=4096), capabilities=ANCHORING)
+    store_of(lu).mapped = mapped((512, DEALLOCATED), (8192, ANCHORED), ((1 << 20) - 8704, MAPPED))
+    data = data_of(run(lu, NEXUS, status_cdb(0, 1024)))
+    assert descriptors(data) == [(0, 1, 1), (1, 1, 2), (2, 254, 0)]
 
 
 def test_a_short_allocation_length_truncates() -> None:

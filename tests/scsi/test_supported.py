@@ -4,6 +4,7 @@ from pyiscsi_target.scsi.commands import Command
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
 from pyiscsi_target.scsi.sense import Asc, SenseKey
 from pyiscsi_target.scsi.task import Result
+from pyiscsi_target.storage.base import Capabilities
 from tests.support.memory_disk import data_of, field_of, make_disk, make_nexus, run, sense_of
 
 RCTD = 0x80
@@ -83,6 +84,24 @@ def test_what_is_not_supported_says_so(options: int, opcode: int, action: int) -
 def test_a_thick_disk_does_not_support_unmap() -> None:
     assert data_of(ask(make_disk(DiskSettings(thin=True)), 1, 0x42))[1] == 3
     assert data_of(ask(make_disk(DiskSettings(thin=False)), 1, 0x42))[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("thin", "anchors", "flags"),
+    [
+        (True, True, {0x41: 0x18, 0x93: 0x19, 0x42: 0x01}),
+        (True, False, {0x41: 0x08, 0x93: 0x09, 0x42: 0x00}),
+        (False, True, {0x41: 0x00, 0x93: 0x01}),
+    ],
+    ids=["anchors", "thin", "thick"],
+)
+def test_bits_that_a_disk_does_not_evaluate(
+    thin: bool, anchors: bool, flags: dict[int, int]
+) -> None:
+    capabilities = Capabilities(deallocate_granularity_bytes=4096, anchors=anchors)
+    lu = make_disk(DiskSettings(thin=thin), capabilities=capabilities)
+    for opcode, expected in flags.items():
+        assert data_of(ask(lu, 1, opcode))[5] == expected
 
 
 @pytest.mark.parametrize("options", [4, 5, 6, 7])

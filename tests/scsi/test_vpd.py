@@ -143,5 +143,12 @@ def test_a_thin_disk_claims_all_ways_to_unmap_and_reads_zeroes(
     assert block_size << exponent == limits.THRESHOLD_SET_BYTES
 
 
+def test_a_medium_that_keeps_space_anchors() -> None:
+    capabilities = Capabilities(deallocate_granularity_bytes=4096, anchors=True)
+    assert read_page(make_disk(capabilities=capabilities), 0xB2)[1] == 0b1110_0110
+    thick = make_disk(DiskSettings(thin=False), capabilities=capabilities)
+    assert read_page(thick, 0xB2) == bytes(4)
+
+
 def test_block_device_characteristics_have_the_length_that_windows_wants() -> None:
     assert read_page(make_disk(), 0xB1) == b"\0\x01" + bytes(0x3A)

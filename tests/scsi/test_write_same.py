@@ -8,13 +8,15 @@ from pyiscsi_target.scsi import limits
 from pyiscsi_target.scsi.logical_unit import DiskSettings
 from pyiscsi_target.scsi.sense import Asc, SenseKey
 from pyiscsi_target.scsi.task import Status
+from pyiscsi_target.storage.base import Capabilities, StorageFault
 from tests.support.faulty_disk import make_faulty_disk
 from tests.support.gated_disk import make_gated_disk, settle, start, task_for
 from tests.support.memory_disk import field_of, make_disk, make_nexus, run, sense_of, store_of
 
 BLOCK = 512
 BLOCKS = 2048
-UNMAP, NDOB = 0x08, 0x01
+ANCHOR, UNMAP, NDOB = 0x10, 0x08, 0x01
+ANCHORING = Capabilities(deallocate_granularity_bytes=4096, anchors=True)
 NEXUS = make_nexus()
 OUT_OF_RANGE = (SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE)
 INVALID_FIELD = (SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB)
@@ -136,13 +138,70 @@ def test_data_of_another_length_is_refused(size: int, length: int) -> None:
 
 @pytest.mark.parametrize(
     ("size", "flags", "bit"),
-    [(10, NDOB, 0), (10, 0x10, 4), (16, 0x10, 4), (10, 0x20, 5), (16, 0x80, 7), (16, 0x02, 1)],
+    [
+        (10, NDOB, 0),
+        (10, ANCHOR | UNMAP, 4),
+        (16, ANCHOR | UNMAP, 4),
+        (10, 0x20, 5),
+        (16, 0x80, 7),
+        (16, 0x02, 1),
+    ],
     ids=["NDOB(10)", "ANCHOR(10)", "ANCHOR(16)", "WRPROTECT(10)", "WRPROTECT(16)", "PBDATA"],
 )
 def test_flags_that_are_refused(size: int, flags: int, bit: int) -> None:
     result = run(make_disk(), NEXUS, build(size, 0, 1, flags), [PATTERN])
     assert sense_of(result) == INVALID_FIELD
     assert field_of(result) == (1, bit, True)
+
+
+@pytest.mark.parametrize("size", [10, 16])
+def test_anchor_lets_zeroes_keep_their_space(size: int) -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    store.content[:] = b"\xff" * len(store.content)
+    result = run(lu, NEXUS, build(size, 8, 3, ANCHOR | UNMAP), [bytes(BLOCK)])
+    assert result.status == Status.GOOD
+    assert store.anchored == [(8 * BLOCK, 3 * BLOCK)]
+    assert store.deallocated == store.zeroed == []
+    assert store.content[7 * BLOCK : 12 * BLOCK] == b"\xff" * BLOCK + bytes(3 * BLOCK) + (
+        b"\xff" * BLOCK
+    )
+
+
+def test_anchor_without_data() -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    assert run(lu, NEXUS, build(16, 8, 0, NDOB | ANCHOR | UNMAP)).status == Status.GOOD
+    assert store.anchored == [(8 * BLOCK, len(store.content) - 8 * BLOCK)]
+
+
+def test_other_data_is_written_with_anchor_too() -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    run(lu, NEXUS, build(16, 8, 2, ANCHOR | UNMAP), [PATTERN])
+    assert store.anchored == []
+    assert store.content[8 * BLOCK : 10 * BLOCK] == PATTERN * 2
+
+
+@pytest.mark.parametrize("size", [10, 16])
+def test_anchor_needs_unmap(size: int) -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    result = run(lu, NEXUS, build(size, 0, 1, ANCHOR), [bytes(BLOCK)])
+    assert sense_of(result) == INVALID_FIELD
+    assert field_of(result) == (1, 4, True)
+    assert store.anchored == []
+
+
+@pytest.mark.parametrize("size", [10, 16])
+def test_no_space_to_anchor(size: int) -> None:
+    lu, store = make_faulty_disk(capabilities=ANCHORING)
+    store.fault = StorageFault.OUT_OF_SPACE
+    result = run(lu, NEXUS, build(size, 0, 1, ANCHOR | UNMAP), [bytes(BLOCK)])
+    assert sense_of(result) == (SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
+
+
+def test_a_thick_disk_on_a_medium_that_anchors_does_not() -> None:
+    lu, _ = make_faulty_disk(DiskSettings(thin=False), ANCHORING)
+    result = run(lu, NEXUS, build(16, 0, 1, ANCHOR | UNMAP), [bytes(BLOCK)])
+    assert sense_of(result) == INVALID_FIELD
+    assert field_of(result) == (1, 4, True)
 
 
 def test_unmap_needs_provisioning_management() -> None:

@@ -22,16 +22,26 @@ from tests.support.vhdx_disks import read, write
 
 BLOCK = 4096
 MAPPED, DEALLOCATED = Provisioning.MAPPED, Provisioning.DEALLOCATED
+ANCHORED = Provisioning.ANCHORED
 ABSENT = -1
 
 
 class Blocks(BlockImage):
     """Block n lies at (n + 1) blocks when it is there; loading takes a while."""
 
-    def __init__(self, count: int, parent: MemoryStore | None = None, *, known: bool = True):
+    def __init__(
+        self,
+        count: int,
+        parent: MemoryStore | None = None,
+        *,
+        known: bool = True,
+        file_type: type[RecordingFile] = RecordingFile,
+        sector: int = 512,
+    ):
         table = BlockTable(count, ABSENT if known else UNKNOWN)
-        file = RecordingFile(bytes((count + 1) * BLOCK))
-        super().__init__(file, count * BLOCK, BLOCK, Capabilities(), table, parent)
+        file = file_type(bytes((count + 1) * BLOCK))
+        capabilities = Capabilities(anchors=file.anchors, logical_block_bytes=sector)
+        super().__init__(file, count * BLOCK, BLOCK, capabilities, table, parent)
         self.recorded = file
         self.prepared: list[tuple[int, int, int]] = []
         self.discarded: list[int] = []
@@ -161,6 +171,74 @@ async def test_space_is_not_given_up_while_a_read_of_it_runs() -> None:
     gate.set()
     await asyncio.gather(reading, discarding)
     assert disk.discarded == [0]
+
+
+class AnchoringFile(RecordingFile):
+    """A file system with blocks of 1 KiB that has never written the second of each four."""
+
+    anchors = True
+
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        found: list[Extent] = []
+        for start, end in ranges:
+            while start < end and len(found) < limit:
+                stop = min(end, (start // 1024 + 1) * 1024)
+                state = ANCHORED if start // 1024 % 4 == 1 else MAPPED
+                found.append(Extent(start, stop - start, state))
+                start = stop
+        return found
+
+
+def anchoring(count: int, parent: MemoryStore | None = None, *, sector: int = 512) -> Blocks:
+    return Blocks(count, parent, file_type=AnchoringFile, sector=sector)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 6, 9])
+async def test_a_block_is_as_the_file_is_there(limit: int) -> None:
+    disk = anchoring(4)
+    for block in (0, 2):
+        await disk._prepare(block, 0, BLOCK)
+    expected = [
+        Extent(0, 1024, MAPPED),
+        Extent(1024, 1024, ANCHORED),
+        Extent(2048, 2048, MAPPED),
+        Extent(4096, 4096, DEALLOCATED),
+        Extent(8192, 1024, MAPPED),
+        Extent(9216, 1024, ANCHORED),
+        Extent(10240, 2048, MAPPED),
+        Extent(12288, 4096, DEALLOCATED),
+    ]
+    assert await disk.extents(0, 4 * BLOCK, limit) == expected[:limit]
+    assert await disk.extents(1536, 1024, 9) == [
+        Extent(1536, 512, ANCHORED),
+        Extent(2048, 512, MAPPED),
+    ]
+
+
+async def test_extents_are_whole_sectors() -> None:
+    disk = anchoring(2, sector=4096)
+    await disk._prepare(0, 0, BLOCK)
+    expected = [Extent(0, 4096, MAPPED), Extent(4096, 4096, DEALLOCATED)]
+    assert await disk.extents(0, 2 * BLOCK, 9) == expected
+    assert await disk.extents(0, 2 * BLOCK, 1) == expected[:1]
+
+
+async def test_anchoring_prepares_all_blocks_and_zeroes_them() -> None:
+    disk = anchoring(4)
+    await disk.write(BLOCK, [b"d" * BLOCK])
+    await disk.anchor(512, 2 * BLOCK)
+    assert disk.begun == 1
+    assert [block for block, _, _ in disk.prepared] == [1, 0, 2]
+    assert await read(disk, 0, 4 * BLOCK) == bytes(4 * BLOCK)
+    assert disk.table[3] == ABSENT
+
+
+async def test_what_a_parent_anchors_is_zeroes_without_space() -> None:
+    parent = MemoryStore(BLOCK)
+    parent.mapped = [Extent(0, 1024, ANCHORED), Extent(1024, BLOCK - 1024, DEALLOCATED)]
+    disk = anchoring(1, parent)
+    assert await disk.extents(0, BLOCK, 9) == [Extent(0, BLOCK, DEALLOCATED)]
+    assert await disk._parent_is_zero(0, BLOCK)
 
 
 @pytest.mark.parametrize(("is_durable", "length", "flushes"), [(True, 512, 0), (False, 512, 1)])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyiscsi_target.storage import file_io as module
-from pyiscsi_target.storage.base import Buffer, StorageError, StorageFault
+from pyiscsi_target.storage.base import Buffer, Extent, Provisioning, StorageError, StorageFault
 from pyiscsi_target.storage.file_io import FileIo, remaining
 from pyiscsi_target.storage.pace import Pace
 from tests.storage.conftest import NOWAIT, POSITIONED
@@ -468,3 +468,58 @@ async def test_a_failed_punch(make: Maker, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(StorageError, match="/a/disk: allocate at byte 512") as caught:
         await io.punch(512, 512)
     assert caught.value.fault is StorageFault.MEDIUM
+
+
+async def test_extents_of_several_ranges(make: Maker) -> None:
+    io = make()
+    await io.set_size(4 * LENGTH_BYTES)
+    found = await io.extents([(0, 4096), (8192, 8192 + 512), (LENGTH_BYTES - 512, LENGTH_BYTES)], 9)
+    assert found == [
+        Extent(0, 4096, Provisioning.MAPPED),
+        Extent(8192, 512, Provisioning.MAPPED),
+        Extent(LENGTH_BYTES - 512, 512, Provisioning.MAPPED),
+    ]
+    assert await io.extents([(0, 4096), (8192, 8192 + 512)], 1) == found[:1]
+
+
+async def test_a_run_of_data_is_looked_for_once(
+    make: Maker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    io = make()
+    asked: list[int] = []
+    real_lseek = os.lseek
+
+    def lseek(fd: int, position: int, whence: int) -> int:
+        asked.append(position)
+        return real_lseek(fd, position, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    ranges = [(start, start + 512) for start in range(4096, LENGTH_BYTES, 4096)]
+    found = await io.extents(ranges, 99)
+    assert found == [Extent(start, 512, Provisioning.MAPPED) for start, _ in ranges]
+    assert max(asked) < 4096 + 512
+
+
+async def test_what_lies_behind_the_end_is_no_hole(make: Maker) -> None:
+    """It cannot be read, and must not pass for zeroes."""
+    io = make()
+    end = LENGTH_BYTES
+    assert await io.extents([(end, end + 512)], 9) == [Extent(end, 512, Provisioning.MAPPED)]
+    assert await io.extents([(0, end + 512)], 9) == [Extent(0, end + 512, Provisioning.MAPPED)]
+
+
+async def test_a_read_only_file_reserves_nothing(make: Maker) -> None:
+    with pytest.raises(StorageError) as caught:
+        await make(read_only=True).reserve(0, 4096)
+    assert caught.value.fault is StorageFault.READ_ONLY
+
+
+async def test_no_space_to_reserve(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, mode: int, offset_bytes: int, length_bytes: int) -> bool:
+        assert mode == 0x01
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(module, "allocate_mode", full)
+    with pytest.raises(StorageError) as caught:
+        await make().reserve(0, 4096)
+    assert caught.value.fault is StorageFault.OUT_OF_SPACE

@@ -136,6 +136,7 @@ async def test_what_fails_is_judged_by_operation_and_range(inner: BackingStore) 
         store.read(512, memoryview(bytearray(512))),
         store.deallocate(512, 512),
         store.write_zeroes(512, 512),
+        store.anchor(512, 512),
     ):
         with pytest.raises(StorageError) as caught:
             await refused

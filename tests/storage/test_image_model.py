@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from pyiscsi_target.storage.base import BackingStore, StorageError, StorageFault
+from pyiscsi_target.storage.base import BackingStore, Provisioning, StorageError, StorageFault
 from pyiscsi_target.storage.check import check_image
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.create_child import create_child
@@ -112,7 +112,7 @@ _sizes = st.one_of(
     st.integers(1, SIZE_MAX // MIB).map(lambda mib: mib * MIB),
     st.integers(64, SIZE_MAX // UNIT).map(lambda units: units * UNIT),
 )
-_changes = st.sampled_from(["write", "write", "durable", "zero", "deallocate"])
+_changes = st.sampled_from(["write", "write", "durable", "zero", "deallocate", "anchor"])
 
 
 class ImageMachine(RuleBasedStateMachine):
@@ -208,8 +208,12 @@ class ImageMachine(RuleBasedStateMachine):
 
     async def _change(self, change: str, start: int, length: int) -> None:
         self.stamp += 1
-        if change in ("zero", "deallocate"):
-            zero = self.store.write_zeroes if change == "zero" else self.store.deallocate
+        zeroing = {
+            "zero": self.store.write_zeroes,
+            "deallocate": self.store.deallocate,
+            "anchor": self.store.anchor,
+        }
+        if zero := zeroing.get(change):
             await zero(start, length)
             self.content[start : start + length] = bytes(length)
             return
@@ -219,6 +223,21 @@ class ImageMachine(RuleBasedStateMachine):
         elif not self.store.write_now(start, (data,)):
             await self.store.write(start, (data,))
         self.content[start : start + length] = data
+
+    @rule(place=_ranges)
+    def look(self, place: tuple[int, int]) -> None:
+        """What is not mapped is zeroes."""
+        self.do(self._look(*self.within(place)))
+
+    async def _look(self, start: int, length: int) -> None:
+        position, end = start, start + length
+        while position < end:
+            for extent in await self.store.extents(position, end - position, 3):
+                assert extent.offset_bytes == position
+                position += extent.length_bytes
+                if extent.state is not Provisioning.MAPPED:
+                    assert not any(self.content[extent.offset_bytes : position])
+        assert position == end
 
     @rule()
     def flush(self) -> None:

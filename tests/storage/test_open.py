@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pyiscsi_target.storage import open as module
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.describe import describe_chain
 from pyiscsi_target.storage.filters import DelayStore, ErrorStore
@@ -260,6 +261,51 @@ async def test_what_a_file_system_prefers(opener: Opener) -> None:
     store = opener("a.img", MIB, block_size=4096)
     assert store.capabilities.physical_block_bytes == 4096
     assert store.capabilities.deallocate_granularity_bytes % 4096 == 0
+    await store.close()
+
+
+@pytest.mark.parametrize("name", ["a.img", "a.vhd", "a.vhdx"])
+async def test_a_file_system_is_asked_whether_it_anchors(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked: list[Path] = []
+
+    def can_anchor(fd: int, directory: Path) -> bool:
+        asked.append(directory)
+        return True
+
+    monkeypatch.setattr(module, "can_anchor", can_anchor)
+    monkeypatch.setattr(module, "writes_elsewhere", lambda fd: False)
+    store = opener(name, 8 * MIB)
+    assert store.capabilities.anchors
+    await store.close()
+    assert asked == [tmp_path]
+    # An image replaces its own metadata; a raw file has none.
+    monkeypatch.setattr(module, "writes_elsewhere", lambda fd: True)
+    store = opener(name, 8 * MIB)
+    assert store.capabilities.anchors is (name == "a.img")
+    await store.close()
+    monkeypatch.setattr(module, "can_anchor", lambda fd, directory: False)
+    store = opener(name, 8 * MIB)
+    assert not store.capabilities.anchors
+    await store.close()
+
+
+async def test_a_link_is_asked_where_the_file_is(
+    opener: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await opener("a.img", MIB).close()
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "b.img").symlink_to(tmp_path / "a.img")
+    asked: list[Path] = []
+    monkeypatch.setattr(module, "can_anchor", lambda fd, directory: asked.append(directory))
+    await opener("links/b.img", MIB).close()
+    assert asked == [tmp_path]
+
+
+async def test_memory_anchors_nothing(opener: Opener) -> None:
+    store = opener("ram:", MIB)
+    assert not store.capabilities.anchors
     await store.close()
 
 

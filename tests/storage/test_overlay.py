@@ -39,7 +39,7 @@ async def write(store: OverlayStore, offset_bytes: int, data: bytes) -> None:
 PLACES = st.integers(0, SIZE_BYTES // SECTOR - 1)
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["write", "zeroes", "deallocate", "read"]),
+        st.sampled_from(["write", "zeroes", "deallocate", "anchor", "read"]),
         PLACES,
         st.integers(1, 3 * BLOCK_BYTES // SECTOR),
         st.integers(0, 255),
@@ -68,8 +68,8 @@ async def _as_plain_bytes(steps: list[tuple[str, int, int, int]], slow: bool) ->
             assert await read(store, offset, end - offset) == model[offset:end]
         else:
             model[offset:end] = bytes(end - offset)
-            zero = store.deallocate if what == "deallocate" else store.write_zeroes
-            await zero(offset, end - offset)
+            zero = {"deallocate": store.deallocate, "anchor": store.anchor}
+            await zero.get(what, store.write_zeroes)(offset, end - offset)
     assert await read(store, 0, SIZE_BYTES) == model
     image = store.parent
     assert isinstance(image, RawStore)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from tests.storage.conftest import VARIANTS, Opener, Variant, hide
 MIB = 1 << 20
 SIZE_BYTES = 1 * MIB
 MAPPED, DEALLOCATED = Provisioning.MAPPED, Provisioning.DEALLOCATED
+ANCHORED = Provisioning.ANCHORED
 
 
 async def read(store: BackingStore, offset_bytes: int, length_bytes: int) -> bytes:
@@ -207,29 +209,42 @@ async def test_deallocated_space_goes_back(opener: Opener, tmp_path: Path) -> No
     await store.close()
 
 
-class RunsIo(FileIo):
-    """Answers with fixed runs of data, as a file system with blocks of 512 bytes could."""
+class ExtentsIo(FileIo):
+    """Answers with fixed extents, as a file system with blocks of 512 bytes could."""
 
-    def __init__(self, runs: list[tuple[int, int]]) -> None:
-        self.runs = runs
+    def __init__(self, found: list[Extent]) -> None:
+        self.found = found
 
-    async def data_runs(
-        self, offset_bytes: int, length_bytes: int, limit: int
-    ) -> list[tuple[int, int]]:
-        return self.runs[:limit]
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        return self.found[:limit]
 
 
 async def test_extents_are_whole_blocks_of_the_disk() -> None:
-    io = RunsIo([(512, 1024), (5120, 5632), (7680, 8192), (20480, 24576)])
-    store = RawStore(io, 32768, Capabilities(), block_size=4096)
-    assert await store.extents(0, 32768, 9) == [
-        Extent(0, 8192, MAPPED),
-        Extent(8192, 12288, DEALLOCATED),
-        Extent(20480, 4096, MAPPED),
-        Extent(24576, 8192, DEALLOCATED),
+    pieces = [
+        (512, DEALLOCATED),
+        (512, MAPPED),
+        (11264, ANCHORED),
+        (8192, DEALLOCATED),
+        (4096, MAPPED),
     ]
-    # Only three runs were looked at here, so nothing is claimed of what lies behind them.
-    assert await store.extents(0, 32768, 3) == [Extent(0, 8192, MAPPED)]
+    io = ExtentsIo(extents_of(pieces))
+    store = RawStore(io, 24576, Capabilities(), block_size=4096)
+    assert await store.extents(0, 24576, 9) == [
+        Extent(0, 4096, MAPPED),
+        Extent(4096, 8192, ANCHORED),
+        Extent(12288, 8192, DEALLOCATED),
+        Extent(20480, 4096, MAPPED),
+    ]
+    # Only the first was looked at here, and nobody knows what the rest of its block is.
+    assert await store.extents(0, 24576, 1) == [Extent(0, 4096, MAPPED)]
+
+
+def extents_of(pieces: list[tuple[int, Provisioning]]) -> list[Extent]:
+    found, offset = [], 0
+    for length, state in pieces:
+        found.append(Extent(offset, length, state))
+        offset += length
+    return found
 
 
 async def test_prefetch_changes_nothing(variant: Variant, opener: Opener) -> None:

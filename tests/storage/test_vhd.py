@@ -384,6 +384,19 @@ async def test_the_last_room_is_used() -> None:
     assert await read_all(disk, 0, 512) == b"x" * 512
 
 
+async def test_a_full_file_system_lets_the_file_be_closed() -> None:
+    """Cutting off what it does not need takes room for the footer, which may not be there."""
+    file = RecordingFile(small_dynamic(SMALL, BLOCK))
+    disk = open_blocks(file)
+    await write_bytes(disk, 0, b"x" * 512)
+    await disk.flush()
+    size, file.space_bytes = file.size_bytes, 0
+    await disk.close()
+    assert file.size_bytes == size
+    disk = open_blocks(RecordingFile(file.killed()))
+    assert await read_all(disk, 0, 1024) == b"x" * 512 + bytes(512)
+
+
 async def test_a_failed_flush_takes_no_block_into_use() -> None:
     file = RecordingFile(small_dynamic(SMALL, BLOCK))
     disk = open_blocks(file)

@@ -213,6 +213,26 @@ async def test_power_is_lost_while_writing_begins(lost: int) -> None:
     await check_crashes(file, model, 5, lost)
 
 
+async def test_anchoring_reserves_the_metadata_too() -> None:
+    """In other programs' files there may be holes where log, BAT and bitmaps will be written."""
+    file, parent, _ = await made_child()
+    disk = open_disk(file, parent)
+    await disk.write(512, [fill(1, 512)])  # the block's sectors are told apart by a bitmap
+    file.reserved.clear()
+    await disk.anchor(64 * 1024, 64 * 1024)
+    assert await read(disk, 0, 128 * 1024) == (
+        fill(200, 512) + fill(1, 512) + fill(200, 63 * 1024) + bytes(64 * 1024)
+    )
+    header, bat, bitmap = disk._headers.current, disk._bat.region.start, disk._bitmaps.places[0]
+    assert bitmap
+    assert file.reserved == [
+        (header.log_offset, header.log_offset + header.log_length),
+        (bat, bat + MIB),
+        (bitmap, bitmap + MIB),
+    ]
+    await disk.close()
+
+
 async def test_a_read_only_file_is_replayed_in_memory() -> None:
     file = new_file(4 * MIB)
     disk, model = open_disk(file), Model(bytearray(4 * MIB))
@@ -222,6 +242,8 @@ async def test_a_read_only_file_is_replayed_in_memory() -> None:
     read_only = RecordingFile(content, read_only=True)
     disk = open_disk(read_only)
     assert await read(disk, 0, 4 * MIB) == model.content
+    assert [extent.state for extent in await disk.extents(0, 4 * MIB, 9)] == [MAPPED, DEALLOCATED]
+    assert not disk.capabilities.anchors
     assert not disk.write_now(0, [bytes(512)])
     for attempt in (disk.write(0, [bytes(512)]), disk.deallocate(0, 512), disk.resize(8 * MIB)):
         with pytest.raises(StorageError) as caught:

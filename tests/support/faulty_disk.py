@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pyiscsi_target.scsi.identifiers import Identity
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
-from pyiscsi_target.storage.base import Buffer, StorageError, StorageFault
+from pyiscsi_target.storage.base import Buffer, Capabilities, StorageError, StorageFault
 from tests.support.memory_disk import SEED, MemoryStore
 
 
@@ -15,8 +15,8 @@ class FaultyStore(MemoryStore):
     record offsets, `prefetched` ranges.
     """
 
-    def __init__(self, size_bytes: int) -> None:
-        super().__init__(size_bytes)
+    def __init__(self, size_bytes: int, capabilities: Capabilities | None = None) -> None:
+        super().__init__(size_bytes, capabilities)
         self.now = True
         self.fault: StorageFault | None = None
         self.read_fault: StorageFault | None = None
@@ -25,6 +25,7 @@ class FaultyStore(MemoryStore):
         self.durable_writes: list[int] = []
         self.deallocated: list[tuple[int, int]] = []
         self.zeroed: list[tuple[int, int]] = []
+        self.anchored: list[tuple[int, int]] = []
         self.prefetched: list[tuple[int, int]] = []
 
     def _raise(self, fault: StorageFault | None) -> None:
@@ -69,12 +70,19 @@ class FaultyStore(MemoryStore):
         self.zeroed.append((offset_bytes, length_bytes))
         await super().write_zeroes(offset_bytes, length_bytes)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        self._raise(self.fault)
+        self.anchored.append((offset_bytes, length_bytes))
+        await super().write_zeroes(offset_bytes, length_bytes)
+
     async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
         self.prefetched.append((offset_bytes, length_bytes))
 
 
-def make_faulty_disk(settings: DiskSettings | None = None) -> tuple[LogicalUnit, FaultyStore]:
+def make_faulty_disk(
+    settings: DiskSettings | None = None, capabilities: Capabilities | None = None
+) -> tuple[LogicalUnit, FaultyStore]:
     """A 1 MiB disk over a `FaultyStore`."""
-    store = FaultyStore(1 << 20)
+    store = FaultyStore(1 << 20, capabilities)
     settings = settings or DiskSettings()
     return LogicalUnit("faulty", store, Identity.from_seed(SEED), settings), store

@@ -68,6 +68,9 @@ class MemoryStore(BackingStore):
         self._check()
         self.content[offset_bytes : offset_bytes + length_bytes] = bytes(length_bytes)
 
+    async def anchor(self, offset_bytes: int, length_bytes: int) -> None:
+        await self.write_zeroes(offset_bytes, length_bytes)
+
     async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
         """What `mapped` lists, else one mapped extent; `mapped` must cover the disk."""
         self._check()

@@ -11,7 +11,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pyiscsi_target.storage.base import Buffer, StorageError, StorageFault
+from pyiscsi_target.storage.base import (
+    Buffer,
+    Extent,
+    Provisioning,
+    StorageError,
+    StorageFault,
+)
 
 SECTOR_BYTES = 512  # what a medium writes whole
 LARGE_BYTES = 512 * 1024
@@ -42,6 +48,8 @@ class RecordingFile:
     `fail` is raised by the next write, size change or flush, and then forgotten.
     """
 
+    anchors = False
+
     def __init__(
         self, content: bytes = b"", name: str = "recorded", *, read_only: bool = False
     ) -> None:
@@ -51,6 +59,7 @@ class RecordingFile:
         self.content = bytearray(content)
         self.changes: list[Change] = []
         self.flushes = 0
+        self.reserved: list[tuple[int, int]] = []
         self.closed = False
         self.slow = False
         self.space_bytes: int | None = None
@@ -156,6 +165,12 @@ class RecordingFile:
         self, offset_bytes: int, length_bytes: int, limit: int
     ) -> list[tuple[int, int]]:
         return [(offset_bytes, offset_bytes + length_bytes)]
+
+    async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
+        self.reserved.append((offset_bytes, offset_bytes + length_bytes))
+
+    async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
+        return [Extent(at, end - at, Provisioning.MAPPED) for at, end in ranges[:limit]]
 
     async def available_bytes(self) -> int | None:
         return None if self.space_bytes is None else self.space_bytes - self.size_bytes
