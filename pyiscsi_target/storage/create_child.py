@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from .create import NewImage, create_image, format_of
+from .base import StorageError
+from .create import NewImage, fill_new, format_of
 from .describe import describe_chain
+from .new_file import new_file
 from .open import open_image
 from .vhdx_create import Kind
 
@@ -27,9 +29,20 @@ def create_child(
             disk.size_bytes if size_bytes is None else size_bytes,
             block_bytes or getattr(disk, "block_bytes", 0),
         )
-        create_image(path, image, disk, overwrite=overwrite)
+        with new_file(path, overwrite=overwrite, suffix=image.format.value) as temporary:
+            fill_new(temporary, path, image, disk)
+            _require_opens(temporary, path)
     finally:
         disk.close_blocking()
+
+
+def _require_opens(temporary: Path, path: Path) -> None:
+    """That it finds its parent, and that its chain is not too long."""
+    try:
+        open_image(temporary, read_only=True).close_blocking()
+    except StorageError as error:
+        message = str(error).replace(str(temporary), str(path))
+        raise StorageError(error.fault, message) from error
 
 
 def is_child(image: Path, parent: Path) -> bool:

@@ -25,6 +25,7 @@ from .durability import sync_directory, sync_file
 from .merge import UnmergedError, merge_image
 from .snapshots import (
     deletion_mark,
+    drop_unfinished,
     existing_snapshot,
     knows_differencing,
     list_snapshots,
@@ -43,6 +44,8 @@ def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = N
     """
     snapshot = deletable_snapshot(image, name)
     with mapped_errors(image):
+        if knows_differencing(image):
+            drop_unfinished(image)
         children = _children(image, snapshot) if snapshot.exists() else []
         if len(children) > 1:
             raise _of_many_children(snapshot, children)

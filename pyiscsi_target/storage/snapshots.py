@@ -52,15 +52,12 @@ def snapshot_path(image: Path, name: str) -> Path:
 
 def list_snapshots(image: Path) -> list[Snapshot]:
     """All snapshots of the image, oldest first. Raises StorageError."""
-    pattern = re.compile(re.escape(image.stem) + f"@({NAME_PATTERN})" + re.escape(image.suffix))
-    try:
+    with mapped_errors(image.parent):
         found = [
-            _describe(match[1], path)
-            for path in image.parent.iterdir()
-            if (match := pattern.fullmatch(path.name)) and not _is_unfinished(image, path)
+            _describe(name, path)
+            for name, path in _candidates(image).items()
+            if not _is_unfinished(image, path)
         ]
-    except OSError as error:
-        raise open_error(error, str(image.parent)) from error
     return sorted(found, key=lambda snapshot: (snapshot.taken_s, snapshot.name))
 
 
@@ -74,6 +71,7 @@ def take_snapshot(image: Path, name: str) -> Snapshot:
                 StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
             )
         if knows_differencing(image):
+            drop_unfinished(image)
             _become_parent(image, snapshot)
         else:
             clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
@@ -98,7 +96,6 @@ def knows_differencing(image: Path) -> bool:
 def _become_parent(image: Path, snapshot: Path) -> None:
     """The file gets the snapshot's name too; then a child takes its first one over."""
     mode = stat.S_IMODE(image.stat().st_mode)
-    snapshot.unlink(missing_ok=True)  # of one that a crash left unfinished
     if deletion_mark(snapshot).exists():
         deletion_mark(snapshot).unlink()
         sync_directory(image.parent)  # or the new snapshot might pass for a deleted one
@@ -106,13 +103,15 @@ def _become_parent(image: Path, snapshot: Path) -> None:
     try:
         _put_child(image, snapshot, mode)
     except BaseException:
-        snapshot.unlink()
+        if _is_unfinished(image, snapshot):  # else it is the only name of what the child is made of
+            snapshot.unlink()
         raise
     protect(snapshot)
 
 
 def _put_child(image: Path, parent: Path, mode: int) -> None:
-    temporary = image.with_name(image.name + TEMPORARY_SUFFIX)
+    # Its suffix says what it is: it is opened once before it takes the image's place.
+    temporary = image.with_name(f".{image.name}{TEMPORARY_SUFFIX}{image.suffix}")
     temporary.unlink(missing_ok=True)
     try:
         create_child(temporary, parent)
@@ -135,6 +134,7 @@ def restore_snapshot(image: Path, name: str) -> None:
     with mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
         if knows_differencing(image):
+            drop_unfinished(image)
             _put_child(image, snapshot, mode)
         else:
             clone_file(snapshot, image)
@@ -163,6 +163,28 @@ def _is_unfinished(image: Path, snapshot: Path) -> bool:
         return snapshot.samefile(image)
     except FileNotFoundError:
         return False
+
+
+def drop_unfinished(image: Path) -> None:
+    """Take away what a crash left of a snapshot that was never taken.
+
+    It is a second name of the image, and would pass for a snapshot as soon as another file took the
+    image's place. Raises StorageError.
+    """
+    with mapped_errors(image):
+        names = [path for path in _candidates(image).values() if _is_unfinished(image, path)]
+        for path in names:
+            path.unlink()
+        if names:
+            sync_directory(image.parent)
+
+
+def _candidates(image: Path) -> dict[str, Path]:
+    """What is named like a snapshot of the image, by the snapshot's name."""
+    pattern = re.compile(re.escape(image.stem) + f"@({NAME_PATTERN})" + re.escape(image.suffix))
+    return {
+        match[1]: path for path in image.parent.iterdir() if (match := pattern.fullmatch(path.name))
+    }
 
 
 def _describe(name: str, path: Path) -> Snapshot:

@@ -259,9 +259,12 @@ def _check_parent(file: ImageFile, header: Header, parent: FixedVhd | VhdDisk) -
 
 
 def _is_of_time(stamp: int, footer: Footer, name: str) -> bool:
-    """Tools record the time stamp of the parent's footer, or when its file was last modified."""
-    if stamp == footer.time_stamp:
-        return True
+    """Tools record the time stamp of the parent's footer, or when its file was last modified.
+
+    The latter is later than the former, unless the parent was changed after the child was made.
+    """
+    if stamp <= footer.time_stamp:
+        return stamp == footer.time_stamp
     try:
         modified = stamp_of(os.stat(name).st_mtime)
     except (OSError, ValueError):

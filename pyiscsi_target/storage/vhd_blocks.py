@@ -79,7 +79,8 @@ class VhdBlocks(BlockImage):
         self._bitmap_bytes = bitmap_bytes(header.block_size)
         self._bitmaps: OrderedDict[int, bytearray] = OrderedDict()
         self._bitmaps_max = max(8, _BITMAP_MEMORY_BYTES // self._bitmap_bytes)
-        self._changes = 0  # of metadata, and how many of them are on the medium
+        # Of metadata, counted before and after each; and how many of them are on the medium.
+        self._changes = 0
         self._durable_changes = 0
         self._waiting: dict[int, _Change] = {}
         self._working: asyncio.Task[None] | None = None
@@ -321,6 +322,7 @@ class VhdBlocks(BlockImage):
         if change.is_new:
             change.is_new = False  # whatever comes, the file may refer to the place now
             await self._enter(change.block, [bitmap_at // SECTOR])
+        self._changes += 1  # a flush that began meanwhile need not have taken it
         self._know(change.block, change.bitmap)
         change.done.set_result(None)
 
@@ -357,6 +359,7 @@ class VhdBlocks(BlockImage):
                 place = self._place(block)
                 self._changes += 1
                 await self._enter(block, [UNUSED])
+                self._changes += 1  # as in `_commit`
                 self.table[block] = ABSENT
                 self._bitmaps.pop(block, None)
                 places[block] = place

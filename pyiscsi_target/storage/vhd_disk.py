@@ -153,15 +153,23 @@ class VhdDisk(VhdBlocks):
                 continue
             bitmap = await self._read_bitmap(block)
             for first, end in vhd_bitmap.clear_runs(bitmap, 0, self._sectors(block)):
-                data = bytearray((end - first) * SECTOR)
-                await self.file.read(self._place(block) + first * SECTOR, memoryview(data))
-                if not all_zero((data,)):
+                if not await self._is_zero_in_file(block, first, end):
                     yield Finding(
                         f"block {block} holds bytes in sectors that its bitmap calls unused: they"
                         f" are read as zeroes here, but not by every tool",
                         Remedy.NONE,
                     )
                     break
+
+    async def _is_zero_in_file(self, block: int, first: int, end: int) -> bool:
+        """Whether the file has only zeroes in these sectors of the block."""
+        start, stop = (self._place(block) + sector * SECTOR for sector in (first, end))
+        for at in range(start, stop, CHUNK_BYTES):
+            data = bytearray(min(CHUNK_BYTES, stop - at))
+            await self.file.read(at, memoryview(data))
+            if not all_zero((data,)):
+                return False
+        return True
 
     # Compacting
 
@@ -179,6 +187,7 @@ class VhdDisk(VhdBlocks):
             end = min(start + self.block_bytes, self.size_bytes)
             if await self._is_over_hole(block) and await first_data(self, start, end) is None:
                 await self._discard([block])
+        await self.flush()  # before the places of those that were freed hold anything else
         moves = iter(self._moves())
         done = len(used)
         while batch := list(islice(moves, MOVED_AT_ONCE)):

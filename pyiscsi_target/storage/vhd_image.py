@@ -33,7 +33,7 @@ from .vhd_format import (
     parse_footer,
     parse_header,
 )
-from .vhd_locators import MAX_LENGTH_BYTES
+from .vhd_locators import CODES, MAX_LENGTH_BYTES
 
 Read = Callable[[int, int], bytes]
 """(offset_bytes, length_bytes) -> exactly those bytes of the file."""
@@ -215,10 +215,14 @@ class _Reader:
             if not length:
                 continue
             what = f"parent locator {locator.platform_code.decode('ascii', 'replace')!r}"
+            is_used = locator.platform_code in CODES
             if length > MAX_LENGTH_BYTES or offset + length > self._file_bytes:
-                raise self._invalid(what, offset, f"{length} bytes are not in the file")
+                if is_used:
+                    raise self._invalid(what, offset, f"{length} bytes are not in the file")
+                continue
             extents.append(_Extent(what, offset, offset + length))
-            data.setdefault(locator.platform_code, self._read(offset, length))
+            if is_used:
+                data.setdefault(locator.platform_code, self._read(offset, length))
         return data
 
     # Overlaps

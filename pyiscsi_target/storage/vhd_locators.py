@@ -24,7 +24,10 @@ def _ansi(raw: bytes) -> str:
 
 def _url(raw: bytes) -> str:
     """`file://localhost/dir/parent.vhd`; XenServer writes `file://./parent.vhd` too."""
-    parts = urlsplit(raw.split(b"\0")[0].decode("utf-8", "replace"))
+    try:
+        parts = urlsplit(raw.split(b"\0")[0].decode("utf-8", "replace"))
+    except ValueError:
+        return ""
     return unquote(("." if parts.netloc == "." else "") + parts.path)
 
 
@@ -37,6 +40,7 @@ _SPELLINGS: dict[bytes, Callable[[bytes], str]] = {
     b"Wi2r": _ansi,
     b"Wi2k": _ansi,
 }
+CODES = frozenset(_SPELLINGS)  # of what is read
 _RELATIVE_CODES = frozenset({RELATIVE, b"Wi2r"})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiscsi_target.storage import clone, snapshots
+from pyiscsi_target.storage import chain, clone, snapshots
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
 from pyiscsi_target.storage.open import open_image
@@ -216,10 +216,72 @@ async def test_a_crash_before_the_child_was_there(growing: Path) -> None:
     """The image has two names then, and the second is no snapshot: it would change."""
     await change(growing, b"first")
     os.link(growing, snapshot_path(growing, "one"))
-    growing.with_name(f"{growing.name}.tmp").touch()
+    growing.with_name(f".{growing.name}.tmp{growing.suffix}").touch()
     assert names(growing) == []
     take_snapshot(growing, "one")
     await change(growing, b"second")
     restore_snapshot(growing, "one")
     assert await content(growing) == b"first"
     assert len(list(growing.parent.iterdir())) == 2
+
+
+async def test_what_a_crash_left_never_passes_for_a_snapshot(growing: Path) -> None:
+    """A second name of the image would, as soon as another file takes the image's place."""
+    await change(growing, b"first")
+    take_snapshot(growing, "zero")
+    unfinished = snapshot_path(growing, "one")
+    os.link(growing, unfinished)
+    await change(growing, b"second")
+    take_snapshot(growing, "two")
+    assert names(growing) == ["zero", "two"]
+    for step in (
+        lambda: restore_snapshot(growing, "two"),
+        lambda: delete_snapshot(growing, "two"),
+    ):
+        os.link(growing, unfinished)
+        await asyncio.to_thread(step)
+        assert not unfinished.exists()
+    assert await content(growing) == b"second"
+    assert names(growing) == ["zero"]
+
+
+async def test_the_folder_cannot_be_synced(growing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot is there, then, and nothing may take it from the child that is made of it."""
+    await change(growing, b"first")
+
+    def fail(directory: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "sync_directory", fail)
+        with pytest.raises(StorageError, match="Input/output error"):
+            take_snapshot(growing, "one")
+    assert await content(growing) == b"first"
+    await change(growing, b"second")
+    restore_snapshot(growing, "one")
+    assert await content(growing) == b"first"
+
+
+async def test_a_chain_ends_before_it_is_too_long(growing: Path) -> None:
+    await change(growing, b"first")
+    for number in range(1, chain.MAX_DEPTH):
+        take_snapshot(growing, f"s{number}")
+    for _ in range(2):
+        with pytest.raises(StorageError, match="more than 64 files in the chain of parents"):
+            take_snapshot(growing, "one-more")
+    assert len(list(growing.parent.iterdir())) == chain.MAX_DEPTH
+    assert await content(growing) == b"first"
+    await asyncio.to_thread(delete_snapshot, growing, "s5")
+    take_snapshot(growing, "one-more")
+    assert await content(growing) == b"first"
+
+
+async def test_a_name_that_means_a_folder_to_others(tmp_path: Path) -> None:
+    """Parents' paths are spelt as Windows does: the child would not find its parent again."""
+    image = tmp_path / "a\\b.vhd"
+    create_image(image, NewImage(format_of(image), Kind.DYNAMIC, MIB))
+    await change(image, b"first")
+    with pytest.raises(StorageError, match="is missing"):
+        take_snapshot(image, "one")
+    assert await content(image) == b"first"
+    assert os.listdir(tmp_path) == [image.name]

@@ -190,13 +190,19 @@ async def test_the_time_of_the_file_counts_as_the_time_stamp(tmp_path: Path) -> 
     """Some tools record it in place of the footer's."""
     parent = put(tmp_path / "p.vhd", new_fixed(SIZE))
     footer = footer_of(parent)
-    stamp = footer.time_stamp - 1000
+    stamp = footer.time_stamp + 1000
     record = ParentOfNew("p.vhd", footer.unique_id, stamp, ParentPaths(("p.vhd",)))
     child = put(tmp_path / "c.vhd", new_dynamic(SIZE, parent=record))
     with pytest.raises(StorageError, match="time stamp"):
         open_path(child)
     os.utime(parent, (stamp + 946684800, stamp + 946684800))
     await open_path(child).close()
+    # One that changes takes on a later stamp, and may do so within the grain of a file's time.
+    changed = replace(footer, time_stamp=stamp + 1)
+    parent.write_bytes(parent.read_bytes()[:-512] + build_footer(changed))
+    os.utime(parent, (stamp + 946684801, stamp + 946684801))
+    with pytest.raises(StorageError, match="was changed after this child"):
+        open_path(child)
 
 
 def test_another_disk_of_the_parents_name_is_refused(tmp_path: Path) -> None:

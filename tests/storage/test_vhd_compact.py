@@ -84,6 +84,24 @@ async def test_the_power_goes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None
         assert await read_all(open_blocks(RecordingFile(state))) == content
 
 
+async def test_the_power_goes_before_freed_blocks_are_free() -> None:
+    """Their places hold others' data only when nothing on the medium refers to them any more."""
+    file = RecordingFile(small_dynamic(4 * BLOCK, BLOCK))
+    disk = open_blocks(file)
+    for block in range(4):
+        await write_bytes(disk, block * BLOCK, bytes((65 + block,)) * BLOCK)
+    await write_bytes(disk, 0, bytes(BLOCK))
+    content = await read_all(disk)
+    await disk.close()
+    watched = Watched(file.killed())
+    disk = open_blocks(watched)
+    await disk.compact(forget)
+    await disk.close()
+    assert len(watched.states) > 5
+    for state in watched.states:
+        assert await read_all(open_blocks(RecordingFile(state))) == content
+
+
 async def test_a_child_keeps_its_bitmaps() -> None:
     parent = RecordingFile(small_dynamic(SIZE, BLOCK))
     above = open_blocks(parent)

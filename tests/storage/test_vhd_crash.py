@@ -6,12 +6,12 @@ open, and each sector hold what it held when it was last flushed or something wr
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
 
-from pyiscsi_target.storage.base import BackingStore
+from pyiscsi_target.storage.base import BackingStore, Buffer
 from pyiscsi_target.storage.chain import ParentPaths
 from tests.support.recording_file import RecordingFile
 from tests.support.vhd_files import (
@@ -230,3 +230,37 @@ async def test_a_crash_of_a_foreign_disk_whose_bitmaps_have_gaps() -> None:
         rig = Rig(bytes(raw), None, start, seed)
         assert await read_all(rig.disk) == start
         await run(rig)
+
+
+class SlowBitmap(RecordingFile):
+    """Writing at `slow_at` waits for `gate`."""
+
+    slow_at = -1
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.slow = True
+        self.gate, self.waiting = asyncio.Event(), asyncio.Event()
+
+    async def write(
+        self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False
+    ) -> None:
+        if offset_bytes == self.slow_at:
+            self.waiting.set()
+            await self.gate.wait()
+        await super().write(offset_bytes, data, durable=durable)
+
+
+async def test_a_flush_in_the_midst_of_an_allocation_does_not_make_it_durable() -> None:
+    file = SlowBitmap(small_dynamic(4 * BLOCK, BLOCK))
+    disk = open_blocks(file)
+    await disk.write(0, (b"a" * BLOCK,))
+    await disk.flush()
+    file.slow_at = disk._space._ready[-1] - SECTOR
+    writing = asyncio.ensure_future(disk.write(BLOCK, (b"F" * SECTOR,), durable=True))
+    await file.waiting.wait()
+    await disk.flush()  # somebody else's
+    file.gate.set()
+    await writing
+    for content in file.crash_states(20):
+        assert await read_all(open_blocks(RecordingFile(content)), BLOCK, SECTOR) == b"F" * SECTOR

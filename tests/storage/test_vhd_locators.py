@@ -39,3 +39,7 @@ def test_xenserver_writes_relative_urls() -> None:
 
 def test_garbage_is_some_path() -> None:
     assert decode({b"W2ru": b"\xff", b"MacX": b"\xff\xfe//["}, "").relative == ("\ufffd",)
+
+
+def test_a_url_that_is_none_names_nothing() -> None:
+    assert decode({b"MacX": b"file://[x/p.vhd"}, "p.vhd") == ParentPaths((), ("p.vhd",))
