@@ -14,6 +14,9 @@ from ..storage.create import ImageFormat
 from ..storage.vhdx_create import Kind
 
 EXIT_FAILED = 1
+_ENDING = [  # SIGHUP: the terminal is gone
+    getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 FORMATS = {image_format.name.lower(): image_format for image_format in ImageFormat}
 KINDS = {kind.value: kind for kind in Kind}
@@ -65,12 +68,13 @@ class ImagePath(click.Path):
 
 @contextmanager
 def failing_softly() -> Iterator[None]:
-    """A StorageError is a line and exit status 1; SIGTERM ends the command as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A StorageError is a line and exit status 1; other signals end the command as Ctrl-C does."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
     try:
         yield
     except StorageError as error:
         click.echo(str(error), err=True)
         sys.exit(EXIT_FAILED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

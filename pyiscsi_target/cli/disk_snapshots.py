@@ -7,7 +7,7 @@ session; without one they are files that nobody serves.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from ..storage.snapshot_deletion import deletable_snapshot, delete_snapshot
 from ..storage.snapshots import (
     existing_snapshot,
     list_snapshots,
+    require_unused,
     restore_snapshot,
     settle,
     take_snapshot,
@@ -149,17 +150,35 @@ def _change_files(
 ) -> None:
     """Nobody writes to any of the files while one of them changes: together they are one moment."""
     if change is take_snapshot:
-        for image in images.values():
-            settle(image)
+        _take_all(snapshot, images.values())
+        return
     with ExitStack() as locks:
         for image in images.values() if change is not delete_snapshot else ():
             locks.enter_context(locked(image, shared=True))  # a merge locks it for itself
-        if change is not take_snapshot:
-            require = deletable_snapshot if change is delete_snapshot else existing_snapshot
-            for image in images.values():
-                require(image, snapshot)
+        require = deletable_snapshot if change is delete_snapshot else existing_snapshot
+        for image in images.values():
+            require(image, snapshot)
         for image in images.values():
             change(image, snapshot)
+
+
+def _take_all(snapshot: str, images: Collection[Path]) -> None:
+    """Of all or of none."""
+    for image in images:
+        require_unused(image, snapshot)
+        settle(image)
+    taken: list[Path] = []
+    try:
+        with ExitStack() as locks:
+            for image in images:
+                locks.enter_context(locked(image, shared=True))
+            for image in images:
+                take_snapshot(image, snapshot)
+                taken.append(image)
+    except StorageError:
+        for image in taken:
+            delete_snapshot(image, snapshot)
+        raise
 
 
 class _Named(NamedTuple):
@@ -172,9 +191,14 @@ class _Named(NamedTuple):
 def _named(disks: Sequence[str], path: Path | None) -> _Named:
     """Ends the process where the config at `path` has no such disk."""
     if path is None:
-        return _Named({disk: Path(disk) for disk in disks}, None)
-    config, _ = load_or_exit(path)
-    return _Named(images_of(config, path, disks, of_memory=", so it has no snapshots"), config)
+        config, images = None, {disk: Path(disk) for disk in disks}
+    else:
+        config, _ = load_or_exit(path)
+        images = images_of(config, path, disks, of_memory=", so it has no snapshots")
+    images = {disk: image.resolve() for disk, image in images.items()}  # where snapshots are
+    if len(set(images.values())) < len(disks):
+        raise click.UsageError("a disk is named twice")
+    return _Named(images, config)
 
 
 @contextmanager

@@ -11,9 +11,10 @@ OPTIMAL_TRANSFER_LENGTH_BYTES = 1 << 20  # larger ones gain nothing over MaxBurs
 # asks for one block only: all that the format can say is cheap to serve.
 MAXIMUM_COMPARE_AND_WRITE_LENGTH = 255
 
-# One hole punched per descriptor, so the descriptor count bounds the system calls of a command;
-# the LBA count is unlimited in practice (FFFFFFFFh: SBC-4's "no limit").
-MAXIMUM_UNMAP_LBA_COUNT = 0xFFFF_FFFF
+# One hole punched per descriptor, so the descriptor count bounds the system calls of a command on a
+# raw disk; of an image each block is looked at, so the LBA count (16 GiB of 512-byte blocks) keeps
+# a command well under an initiator's time-out.
+MAXIMUM_UNMAP_LBA_COUNT = 0x0200_0000
 MAXIMUM_UNMAP_BLOCK_DESCRIPTOR_COUNT = 256
 
 # The same as for data that is transferred: what may be written with one command. It bounds the

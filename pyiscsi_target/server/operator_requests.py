@@ -52,7 +52,10 @@ class OperatorRequests:
         unit = self._unit(request.get("disk"))
         size_bytes = request.get("size_bytes")
         if not isinstance(size_bytes, int) or size_bytes <= 0 or size_bytes % unit.block_size:
-            raise ControlError(f"a size is a multiple of {unit.block_size} bytes, not {size_bytes}")
+            raise ControlError(
+                f"disk {unit.name!r}: a size is a multiple of {unit.block_size} bytes,"
+                f" not {size_bytes}"
+            )
         if size_bytes > SIZE_MAXIMUM_BYTES:
             raise ControlError(f"{size_bytes} bytes are more than a file can have")
         if unit.read_only:

@@ -12,6 +12,7 @@ from ..scsi.logical_unit import DiskSettings, LogicalUnit
 from ..storage.base import BackingStore, StorageError, StorageFault
 from ..storage.create_child import create_child, descends_from
 from ..storage.open import image_path, make_directory, open_store
+from ..storage.snapshots import drop_unfinished
 from ..storage.vhdx_create import Kind
 from .config_model import DiskConfig
 from .identities import identities_of
@@ -35,6 +36,7 @@ class ServedDisks:
         self._configs = configs
         self._base_dir = base_dir
         self._stores: dict[str, BackingStore] = {}
+        self._files: dict[str, tuple[int, int] | None] = {}  # device and number of each disk's
         self._returning: dict[str, asyncio.Task[None]] = {}
 
     def open(self, state: StateStore) -> None:
@@ -43,6 +45,7 @@ class ServedDisks:
         reservations = StoredReservations(state, read_boot_id())
         for name, disk in self._configs.items():
             store = self._stores[name] = self._open_store(disk, disk.size_bytes)
+            self._note_file(name)
             self.units[name] = LogicalUnit(
                 name,
                 store,
@@ -54,6 +57,8 @@ class ServedDisks:
 
     def _open_store(self, disk: DiskConfig, size_bytes: int | None) -> BackingStore:
         self._make_child(disk)
+        if (image := image_path(disk.path, self._base_dir)) is not None and image.is_file():
+            drop_unfinished(image.resolve())
         return open_store(
             disk.path,
             size_bytes=size_bytes,
@@ -76,16 +81,27 @@ class ServedDisks:
             message = f"{image}: does not descend from {parent}, as its configuration has it"
             raise StorageError(StorageFault.INVALID, message)
 
+    def _note_file(self, name: str) -> None:
+        path = image_path(self._configs[name].path, self._base_dir)
+        self._files[name] = None if path is None else _identity(path)
+
     def sizes_bytes(self) -> dict[str, int]:
         """The size of each disk."""
         return {name: store.size_bytes for name, store in self._stores.items()}
 
     def image(self, name: str) -> Path | None:
-        """The file that is the disk's own; None where there is none (`ram:`, a block device)."""
+        """The file that is the disk's own; None where there is none (`ram:`, a block device).
+
+        Raises StorageError (GONE) where the file at its path is not the one that is served.
+        """
         disk = self._configs[name]
         path = image_path(disk.path, self._base_dir)
-        owned = path is not None and path.is_file() and not disk.discard_on_exit
-        return path if owned else None
+        if path is None or path.is_block_device() or disk.discard_on_exit:
+            return None
+        if name not in self._returning and _identity(path) != self._files[name]:
+            message = f"{path}: is not the file that is served: it was replaced, or is gone"
+            raise StorageError(StorageFault.GONE, f"{message}; start the server anew")
+        return path.resolve()
 
     async def exchange(self, name: str, change: Callable[[], object]) -> None:
         """Close the disk's image, let `change` work on its files in a thread, and open it again.
@@ -108,6 +124,7 @@ class ServedDisks:
     async def _open_again(self, name: str) -> None:
         store = await asyncio.to_thread(self._open_store, self._configs[name], None)
         self._stores[name] = store
+        self._note_file(name)
         self.units[name].take_store(store)
 
     async def _wait_for(self, name: str) -> None:
@@ -119,6 +136,7 @@ class ServedDisks:
                     await self._open_again(name)
                 except StorageError:
                     continue
+            del self._returning[name]
             log_event(_log, logging.WARNING, "disk_back", disk=name)
             return
 
@@ -144,6 +162,14 @@ class ServedDisks:
             except StorageError as error:
                 log_event(_log, logging.ERROR, "disk_close_failed", disk=name, reason=error)
         self._stores.clear()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _settings(disk: DiskConfig, store: BackingStore) -> DiskSettings:

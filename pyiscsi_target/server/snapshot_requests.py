@@ -20,6 +20,7 @@ from ..storage.snapshots import (
     Snapshot,
     existing_snapshot,
     list_snapshots,
+    require_unused,
     restore_snapshot,
     snapshot_path,
     take_snapshot,
@@ -62,9 +63,7 @@ class SnapshotRequests:
         """Keep what all of `disks` hold at one instant as the `snapshot` of each."""
         images, name = self._images(request), _name_of(request)
         for disk, image in images.items():
-            known = await _in_thread(partial(list_snapshots, image), disk)
-            if name in [snapshot.name for snapshot in known]:
-                raise ControlError(f"disk {disk!r} has a snapshot {name!r} already")
+            await _in_thread(partial(require_unused, image, name), disk)
         async with self._changing, self._held(list(images)):
             done = await self._exchange(
                 images,
@@ -125,8 +124,8 @@ class SnapshotRequests:
             except StorageError as error:
                 if undo is not None:
                     done = await self._undo({name: images[name] for name in done}, undo)
-                ready = ", ".join(done) or "no other disk"
-                raise ControlError(f"disk {disk!r}: {error} (done: {ready})") from error
+                others = f" (done: {', '.join(done)})" if done else ""
+                raise ControlError(f"disk {disk!r}: {error}{others}") from error
             if attention is not None:
                 self._disks.units[disk].attentions.establish_for_others(attention)
             done.append(disk)
@@ -153,7 +152,10 @@ class SnapshotRequests:
             if name not in self._disks.units:
                 known = ", ".join(self._disks.units)
                 raise ControlError(f"no disk {name!r} is served; there are: {known}")
-            image = self._disks.image(name)
+            try:
+                image = self._disks.image(name)
+            except StorageError as error:
+                raise ControlError(f"disk {name!r}: {error}") from error
             if image is None:
                 raise ControlError(f"disk {name!r} has no file of its own, so no snapshots")
             images[name] = image

@@ -7,57 +7,26 @@ that is on the medium: the order of writes is the format's.
 
 import asyncio
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from enum import Enum, auto
-from typing import Any, NamedTuple, TypeVar
+from itertools import count
+from typing import Any, TypeVar
 
-from .base import (
-    BackingStore,
-    Buffer,
-    Capabilities,
-    Extent,
-    Provisioning,
-    StorageError,
-    StorageFault,
-)
+from .base import BackingStore, Buffer, Capabilities, StorageError, StorageFault
+from .block_layout import BLOCKS_A_TURN, BlockLayout, Source
 from .block_table import PAGE_MASK, PAGE_SHIFT, BlockTable
-from .extents import append, end_of, whole_blocks
+from .buffers import all_zero, fill_zeroes, slice_buffers
 from .image_file import ImageFile
 
 T = TypeVar("T")
 ReadNow = Callable[[int, memoryview], bool]
 WriteNow = Callable[[int, Sequence[Buffer]], bool]
 
-_ZEROES = bytes(64 * 1024)
-_EXTENT_BLOCKS_MAX = 1 << 18  # looked at for one answer, so that it cannot hold up the event loop
-_EXTENT_LOOKS_MAX = 1 << 14  # likewise, where the file is asked about each of them
-_EXTENT_BLOCKS_AT_ONCE = 256  # by one call
 
+class BlockImage(BlockLayout):
+    """A disk in blocks that is read and written.
 
-class Source(Enum):
-    """Where bytes of a block come from."""
-
-    FILE = auto()
-    ZEROES = auto()
-    PARENT = auto()
-
-
-class Piece(NamedTuple):
-    """A run of bytes of one block; `at_bytes` is its place in the file, if it is there."""
-
-    length_bytes: int
-    source: Source
-    at_bytes: int = 0
-
-
-class BlockImage(BackingStore):
-    """A disk of `size_bytes` in blocks of `block_bytes` (a power of two), living in `file`.
-
-    Owns `file` and `parent`, the disk under a differencing one, which may be smaller (zeroes
-    follow) or larger. Formats fill `table`, implement the methods that raise NotImplementedError
-    or are abstract, and may count on this:
+    Formats implement the methods that are abstract, and may count on this:
 
     - `_pieces` and `_prepare` are given ranges within one block.
     - A change of the metadata is made while `changing` is held; requests read the table without it.
@@ -74,19 +43,13 @@ class BlockImage(BackingStore):
         table: BlockTable,
         parent: BackingStore | None = None,
     ) -> None:
-        self.size_bytes = size_bytes
-        self.capabilities = capabilities
-        self.file = file
-        self.parent = parent
-        self.block_bytes = block_bytes
-        self.table = table
+        super().__init__(file, size_bytes, block_bytes, capabilities, table, parent)
         self.changing = asyncio.Lock()
         self._file_read_now = file.read_now
         self._file_write_now = file.write_now
-        self._shift = block_bytes.bit_length() - 1
-        self._mask = block_bytes - 1
         self._may_write_now = False
-        self._in_use: Counter[int] = Counter()
+        self._in_use: dict[int, set[int]] = {}
+        self._users = count()
         self._released = asyncio.Event()
         self._bind()
 
@@ -101,14 +64,6 @@ class BlockImage(BackingStore):
         self._bind()
 
     # What a format supplies
-
-    @abstractmethod
-    def _pieces(self, block: int, start: int, end: int) -> list[Piece] | None:
-        """Where the bytes [start, end) of the block come from; None: `_load` it first."""
-
-    @abstractmethod
-    async def _load(self, block: int) -> None:
-        """Bring into memory what `_pieces` needs for the block. Raises StorageError."""
 
     @abstractmethod
     async def _prepare(self, block: int, start: int, end: int) -> int:
@@ -229,8 +184,7 @@ class BlockImage(BackingStore):
             await self._read_block(block, start, into[first : first + end - start])
 
     async def _read_block(self, block: int, start: int, into: memoryview) -> None:
-        while (pieces := self._pieces(block, start, start + len(into))) is None:
-            await self._load(block)
+        pieces = await self._known_pieces(block, start, start + len(into))
         offset = (block << self._shift) + start
         with self._using(block):
             for piece in pieces:
@@ -242,24 +196,6 @@ class BlockImage(BackingStore):
                 elif not self._file_read_now(piece.at_bytes, part):
                     await self.file.read(piece.at_bytes, part)
                 offset += piece.length_bytes
-
-    def _of_parent(self, offset_bytes: int, into: memoryview) -> memoryview:
-        """The part that the parent has; zeroes are put into the rest."""
-        assert self.parent is not None
-        count = max(0, min(len(into), self.parent.size_bytes - offset_bytes))
-        fill_zeroes(into[count:])
-        return into[:count]
-
-    def _read_parent_now(self, offset_bytes: int, into: memoryview) -> bool:
-        assert self.parent is not None
-        part = self._of_parent(offset_bytes, into)
-        return not part or self.parent.read_now(offset_bytes, part)
-
-    async def _read_parent(self, offset_bytes: int, into: memoryview) -> None:
-        assert self.parent is not None
-        part = self._of_parent(offset_bytes, into)
-        if part and not self.parent.read_now(offset_bytes, part):
-            await self.parent.read(offset_bytes, part)
 
     # Writing
 
@@ -279,9 +215,9 @@ class BlockImage(BackingStore):
 
     def _is_one_run(self, block: int, at: int, length_bytes: int) -> bool:
         """Whether the blocks of the range from the start of `block` lie one behind the other."""
-        count = -(-length_bytes >> self._shift) if length_bytes else 0
+        blocks = -(-length_bytes >> self._shift) if length_bytes else 0
         return all(
-            self.table[block + index] == at + (index << self._shift) for index in range(1, count)
+            self.table[block + index] == at + (index << self._shift) for index in range(1, blocks)
         )
 
     async def write(
@@ -313,8 +249,7 @@ class BlockImage(BackingStore):
 
     async def _reads_zero(self, block: int, start: int, end: int) -> bool:
         """Whether the range is known to hold nothing but zeroes, and takes no space."""
-        while (pieces := self._pieces(block, start, end)) is None:
-            await self._load(block)
+        pieces = await self._known_pieces(block, start, end)
         return all(piece.source is Source.ZEROES for piece in pieces)
 
     def _require_writable(self) -> None:
@@ -335,22 +270,40 @@ class BlockImage(BackingStore):
         self._require_writable()
         if not self._writes_now:
             await uninterrupted(self._begin_writing())
-        whole: list[int] = []
-        absent = 0  # blocks below this one take no space
-        for block, start, end, _ in self._split(offset_bytes, length_bytes):
-            if block < absent:
-                continue
-            if self.parent is None and (count := self._run_without_space(block)):
-                absent = block + count
-                continue
-            if await self._reads_zero(block, start, end):
-                continue
-            if self._is_whole(block, start, end) and not (keep and self.table[block] > 0):
+        position, end = offset_bytes, offset_bytes + length_bytes
+        while position < end:
+            whole: list[int] = []
+            for _ in range(BLOCKS_A_TURN):
+                if position < end:
+                    position = await self._zero_next(position, end, whole, keep=keep)
+            if whole:
+                await uninterrupted(self._discard(whole))
+            await asyncio.sleep(0)
+
+    async def _zero_next(self, position: int, end: int, whole: list[int], *, keep: bool) -> int:
+        """Zero what is at the position, and say how far; whole blocks are added to `whole`."""
+        if (empty_end := await self._empty_until(position, end)) > position:
+            return empty_end
+        block, start = position >> self._shift, position & self._mask
+        stop = min(self.block_bytes, start + end - position)
+        if not await self._reads_zero(block, start, stop):
+            if self._is_whole(block, start, stop) and not (keep and self.table[block] > 0):
                 whole.append(block)
             else:
-                await self._zero_part(block, start, end, keep=keep)
-        if whole:
-            await uninterrupted(self._discard(whole))
+                await self._zero_part(block, start, stop, keep=keep)
+        return position + stop - start
+
+    async def _empty_until(self, position: int, end: int) -> int:
+        """How far blocks that are not in the file surely read as zeroes."""
+        block = position >> self._shift
+        blocks = self._run_without_space(block)
+        if not blocks:
+            return position
+        stop = min((block + blocks) << self._shift, end)
+        if self.parent is None:
+            return stop
+        zeroes_end = position + await self._parent_zeroes(position, stop - position)
+        return stop if zeroes_end == stop else zeroes_end & ~self._mask
 
     def _is_whole(self, block: int, start: int, end: int) -> bool:
         return not start and (
@@ -374,166 +327,30 @@ class BlockImage(BackingStore):
             await uninterrupted(self._begin_writing())
         for block, start, end, _ in self._split(offset_bytes, length_bytes):
             await self._zero_part(block, start, end, keep=True)
+            await asyncio.sleep(0)
 
-    # Extents
-
-    async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
-        """See `BackingStore.extents`.
-
-        A block that is in the file is in the state that the file has there.
-        """
-        found: list[Extent] = []
-        end = offset_bytes + length_bytes
-        seen, seen_max = 0, _EXTENT_LOOKS_MAX if self.capabilities.anchors else _EXTENT_BLOCKS_MAX
-        while offset_bytes < end and seen < seen_max and len(found) <= limit:
-            pieces = await self._pieces_of_blocks(offset_bytes, end)
-            seen += len(pieces)
-            for extent in await self._extents_of(offset_bytes, pieces, limit):
-                append(found, extent)
-                offset_bytes = end_of(extent)
-        return whole_blocks(found, self.capabilities.logical_block_bytes, end)[:limit]
-
-    async def _pieces_of_blocks(self, offset_bytes: int, end_bytes: int) -> list[Piece]:
-        """Pieces from the offset on, of some blocks."""
-        found: list[Piece] = []
-        while offset_bytes < end_bytes and len(found) < _EXTENT_BLOCKS_AT_ONCE:
-            pieces = await self._pieces_of_block(offset_bytes, end_bytes)
-            found += pieces
-            offset_bytes += sum(piece.length_bytes for piece in pieces)
-        return found
-
-    async def _pieces_of_block(self, offset_bytes: int, end_bytes: int) -> list[Piece]:
-        """Pieces from the offset on, at least to the end of its block."""
-        block, start = offset_bytes >> self._shift, offset_bytes & self._mask
-        stop = min(self.block_bytes, end_bytes - (block << self._shift))
-        if (at := self.table[block]) > 0:
-            return [Piece(stop - start, Source.FILE, at + start)]
-        if self.parent is None and (count := self._run_without_space(block)) > 1:
-            length = min(((block + count) << self._shift), end_bytes) - offset_bytes
-            return [Piece(length, Source.ZEROES)]
-        while (pieces := self._pieces(block, start, stop)) is None:
-            await self._load(block)
-        return pieces
-
-    async def _extents_of(
-        self, offset_bytes: int, pieces: Sequence[Piece], limit: int
-    ) -> list[Extent]:
-        """The extents of pieces, as far as `limit` extents of the file reach."""
-        in_file = iter(await self._extents_in_file(pieces, limit))
-        found: list[Extent] = []
-        for piece in pieces:
-            end = offset_bytes + piece.length_bytes
-            if piece.source is not Source.FILE:
-                found += await self._piece_extents(offset_bytes, piece)
-                offset_bytes = end
-            while offset_bytes < end:
-                if (extent := next(in_file, None)) is None:
-                    return found
-                found.append(Extent(offset_bytes, extent.length_bytes, extent.state))
-                offset_bytes += extent.length_bytes
-        return found
-
-    async def _extents_in_file(self, pieces: Sequence[Piece], limit: int) -> list[Extent]:
-        """What the file has where the pieces are that are in it."""
-        ranges = [
-            (piece.at_bytes, piece.at_bytes + piece.length_bytes)
-            for piece in pieces
-            if piece.source is Source.FILE
-        ]
-        if self.capabilities.anchors and ranges:
-            return await self.file.extents(ranges, max(limit, len(ranges)))
-        return [Extent(at, end - at, Provisioning.MAPPED) for at, end in ranges]
-
-    def _run_without_space(self, block: int) -> int:
-        """How many blocks from this one on are surely not in the file (0: nobody knows)."""
-        return 0
-
-    async def _piece_extents(self, offset_bytes: int, piece: Piece) -> list[Extent]:
-        """The extents of a piece that is not in the file."""
-        absent = Provisioning.DEALLOCATED
-        if piece.source is Source.ZEROES:
-            return [Extent(offset_bytes, piece.length_bytes, absent)]
-        assert self.parent is not None
-        found: list[Extent] = []
-        end = offset_bytes + piece.length_bytes
-        parent_end = min(end, self.parent.size_bytes)
-        while offset_bytes < parent_end:
-            for extent in await self.parent.extents(offset_bytes, parent_end - offset_bytes, 64):
-                # The parent's space is no help to a write, which needs some here.
-                state = extent.state if extent.state is Provisioning.MAPPED else absent
-                append(found, Extent(offset_bytes, extent.length_bytes, state))
-                offset_bytes = end_of(extent)
-        if offset_bytes < end:
-            append(found, Extent(offset_bytes, end - offset_bytes, absent))
-        return found
-
-    async def _parent_is_zero(self, offset_bytes: int, length_bytes: int) -> bool:
-        """Whether the parent surely has only zeroes in the range, without reading them."""
-        piece = Piece(length_bytes, Source.PARENT)
-        extents = await self._piece_extents(offset_bytes, piece)
-        return all(extent.state is not Provisioning.MAPPED for extent in extents)
-
-    async def own_runs(
-        self, start_bytes: int, end_bytes: int
-    ) -> AsyncIterator[tuple[int, int, Source]]:
-        """(offset, length, FILE or ZEROES) of what does not come from the parent."""
-        for block, start, end, first in self._split(start_bytes, end_bytes - start_bytes):
-            while (pieces := self._pieces(block, start, end)) is None:
-                await self._load(block)
-            offset = start_bytes + first
-            for piece in pieces:
-                if piece.source is not Source.PARENT:
-                    yield offset, piece.length_bytes, piece.source
-                offset += piece.length_bytes
-
-    # The rest
-
-    async def available_bytes(self) -> int | None:
-        """See `BackingStore.available_bytes`."""
-        return await self.file.available_bytes()
-
-    async def prefetch(self, offset_bytes: int, length_bytes: int) -> None:
-        """See `BackingStore.prefetch`."""
-        for block, start, end, _ in self._split(offset_bytes, length_bytes):
-            while (pieces := self._pieces(block, start, end)) is None:
-                await self._load(block)
-            for piece in pieces:
-                if piece.source is Source.FILE:
-                    await self.file.prefetch(piece.at_bytes, piece.length_bytes)
-
-    def close_blocking(self) -> None:
-        """See `BackingStore.close_blocking`."""
-        self.file.close_blocking()
-        if self.parent is not None:
-            self.parent.close_blocking()
+    # Who uses what
 
     @contextmanager
     def _using(self, block: int) -> Iterator[None]:
         """The block's space is being read or written, perhaps by a thread."""
-        self._in_use[block] += 1
+        user = next(self._users)
+        users = self._in_use.setdefault(block, set())
+        users.add(user)
         try:
             yield
         finally:
-            self._in_use[block] -= 1
-            if not self._in_use[block]:
+            users.discard(user)
+            if not users:
                 del self._in_use[block]
-                self._released.set()
+            self._released.set()
 
     async def _unused(self, blocks: Iterable[int]) -> None:
-        """Wait for every read and write of these blocks that has begun."""
-        waiting = set(blocks)
-        while waiting := {block for block in waiting if block in self._in_use}:
+        """Wait for every read and write of these blocks that has begun; not for later ones."""
+        begun = {block: frozenset(self._in_use.get(block, ())) for block in blocks}
+        while any(users & self._in_use.get(block, set()) for block, users in begun.items()):
             self._released.clear()
             await self._released.wait()
-
-    def _split(self, offset_bytes: int, length_bytes: int) -> Iterator[tuple[int, int, int, int]]:
-        """(block, start and end within it, start within the request) of a request's parts."""
-        position, end = offset_bytes, offset_bytes + length_bytes
-        while position < end:
-            block, start = position >> self._shift, position & self._mask
-            stop = min(self.block_bytes, start + end - position)
-            yield block, start, stop, position - offset_bytes
-            position += stop - start
 
 
 def _refuse(offset_bytes: int, data: Sequence[Buffer]) -> bool:
@@ -553,38 +370,3 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
         task.exception()  # nobody is left to hear of it
         raise cancelled
     return task.result()
-
-
-def fill_zeroes(into: memoryview) -> None:
-    """Fill the buffer with zeroes."""
-    for start in range(0, len(into), len(_ZEROES)):
-        part = into[start : start + len(_ZEROES)]
-        part[:] = _ZEROES[: len(part)]
-
-
-def all_zero(data: Sequence[Buffer]) -> bool:
-    """Whether there is nothing but zeroes in the buffers."""
-    for buffer in data:
-        if buffer and (buffer[0] or buffer[-1]):
-            return False
-    for buffer in data:
-        view = memoryview(buffer)
-        for start in range(0, len(view), len(_ZEROES)):
-            part = bytes(view[start : start + len(_ZEROES)])
-            if part != _ZEROES[: len(part)]:
-                return False
-    return True
-
-
-def slice_buffers(data: Sequence[Buffer], start: int, length: int) -> list[Buffer]:
-    """The `length` bytes from `start` on of the buffers one after the other, without copying."""
-    found: list[Buffer] = []
-    for buffer in data:
-        if start < len(buffer):
-            part = memoryview(buffer)[start : start + length]
-            found.append(part)
-            length -= len(part)
-            if not length:
-                break
-        start = max(0, start - len(buffer))
-    return found

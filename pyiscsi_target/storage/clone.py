@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _CANNOT_SHARE = frozenset(
 )
 _COPY_BYTES = 4 << 20
 TEMPORARY_SUFFIX = ".tmp"
+WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 Progress = Callable[[int], None]
 """Told how many more bytes of data are copied."""
@@ -45,12 +47,14 @@ def clone_file(
     target: Path,
     *,
     copy_limit_bytes: int | None = None,
+    read_only: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Make `target` a copy of `source`, complete and on the medium, or not there.
 
-    Replaces what is at `target`, at once. Where the files cannot share blocks and more data than
-    `copy_limit_bytes` would have to be copied, nothing is done. Raises StorageError.
+    Replaces what is at `target`, at once; nobody may write to it if `read_only`. Where the files
+    cannot share blocks and more data than `copy_limit_bytes` would have to be copied, nothing is
+    done. Raises StorageError.
     """
     temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
     try:
@@ -59,6 +63,8 @@ def clone_file(
             if not _share(file.fileno(), copy.fileno()):
                 _check_limit(source, file.fileno(), copy_limit_bytes)
                 _copy(file.fileno(), copy.fileno(), progress)
+            if read_only:
+                temporary.chmod(stat.S_IMODE(temporary.stat().st_mode) & ~WRITABLE)
             os.fsync(copy.fileno())
         temporary.replace(target)
         sync_directory(target.parent)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 
 from .base import BackingStore, Provisioning
-from .block_image import all_zero
+from .buffers import all_zero
 
 CHUNK_BYTES = 1 << 20
 _EXTENTS = 1024  # asked for at once

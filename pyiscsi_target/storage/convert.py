@@ -6,7 +6,7 @@ Holes stay holes. Must not know formats: both are open stores.
 from collections.abc import Callable
 
 from .base import BackingStore, StorageError, StorageFault
-from .block_image import all_zero
+from .buffers import all_zero
 from .content import CHUNK_BYTES, data_chunks, read_into
 
 Progress = Callable[[int], None]

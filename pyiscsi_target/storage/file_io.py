@@ -322,6 +322,9 @@ class FileIo:
         self._require_writable()
         try:
             os.ftruncate(self._fd, size_bytes)
+        except OverflowError:  # more than an offset can say
+            error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            raise storage_error(error, "resize", self.name) from None
         except OSError as error:
             raise storage_error(error, "resize", self.name, size_bytes) from error
         self._resized = True

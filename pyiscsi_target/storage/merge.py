@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from .base import BackingStore, StorageError, StorageFault
-from .block_image import BlockImage, Source
+from .block_image import BlockImage
+from .block_layout import Source
 from .content import CHUNK_BYTES, read_into
 from .create_child import ancestors
 from .open import open_image

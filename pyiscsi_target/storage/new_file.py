@@ -23,10 +23,13 @@ _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK
 def new_file(path: Path, *, overwrite: bool = False, suffix: str = ".tmp") -> Iterator[Path]:
     """An empty file beside `path`, which gets that name when the block ends without an exception.
 
-    The file's own name ends in `suffix`. Whoever fills it flushes and closes it. Nothing is left of
+    Where `path` is a symbolic link to a file, that file is meant. The new one's own name ends in
+    `suffix`. Whoever fills it flushes and closes it. Nothing is left of
     it otherwise. With `overwrite` it replaces what is at `path`, at once, unless that is in use.
     Raises StorageError (INVALID where something is there, BUSY).
     """
+    if overwrite and path.is_symlink():
+        path = path.resolve()
     try:
         _require_place(path, overwrite)
         fd, name = tempfile.mkstemp(suffix, f".{path.name}.", path.parent)
@@ -59,7 +62,9 @@ def _require_place(path: Path, overwrite: bool) -> None:
 
 
 def _exists(path: Path) -> StorageError:
-    return StorageError(StorageFault.INVALID, f"{path}: is there already, so not overwritten")
+    return StorageError(
+        StorageFault.INVALID, f"{path}: is there already, so not overwritten without --force"
+    )
 
 
 def _put_in_place(temporary: Path, path: Path, *, overwrite: bool) -> None:

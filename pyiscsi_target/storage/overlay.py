@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from .base import BackingStore, Buffer
-from .block_image import BlockImage, Piece, Source
+from .block_image import BlockImage
+from .block_layout import Piece, Source
 from .block_table import BlockTable
 from .image_file import ImageFile
 
@@ -36,6 +37,7 @@ class OverlayStore(BlockImage):
         file.set_size_blocking(_place(block_count))
         table = BlockTable(block_count, ABSENT)
         super().__init__(file, image.size_bytes, BLOCK_BYTES, capabilities, table, image)
+        self._discarded: set[int] = set()  # and not emptied yet
         self._writes_now = True
         self._closed = False
 
@@ -48,12 +50,22 @@ class OverlayStore(BlockImage):
     async def _load(self, block: int) -> None:
         raise AssertionError("every block is known")
 
+    def _run_without_space(self, block: int) -> int:
+        return self.table.filler_run(block)
+
     async def _prepare(self, block: int, start: int, end: int) -> int:
         async with self.changing:
+            await self._empty(block)
             if self.table[block] == ABSENT and not self._is_whole(block, start, end):
                 await self._copy_up(block)
             self.table[block] = _place(block)
             return _place(block)
+
+    async def _empty(self, block: int) -> None:
+        """Nothing of what was discarded is left in the block's place."""
+        if block in self._discarded:
+            await self.file.punch(_place(block), BLOCK_BYTES)
+            self._discarded.discard(block)
 
     async def _copy_up(self, block: int) -> None:
         offset = block * BLOCK_BYTES
@@ -66,11 +78,13 @@ class OverlayStore(BlockImage):
     async def _discard(self, blocks: Sequence[int]) -> None:
         async with self.changing:
             there = [block for block in blocks if self.table[block] > 0]
+            self._discarded.update(there)
             for block in blocks:
                 self.table[block] = ZEROED
         await self._unused(there)
-        for block in there:
-            await self.file.punch(_place(block), BLOCK_BYTES)
+        async with self.changing:
+            for block in there:
+                await self._empty(block)
 
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False

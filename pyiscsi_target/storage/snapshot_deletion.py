@@ -44,8 +44,7 @@ def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = N
     """
     snapshot = deletable_snapshot(image, name)
     with mapped_errors(image):
-        if knows_differencing(image):
-            drop_unfinished(image)
+        drop_unfinished(image)
         children = _children(image, snapshot) if snapshot.exists() else []
         if len(children) > 1:
             raise _of_many_children(snapshot, children)

@@ -5,7 +5,8 @@
 
 Of an image format that knows differencing, taking one makes today's file the snapshot and puts a
 child of it in its place; restoring puts a new child there. Of a raw file both copy, sharing blocks
-where the file system can. A snapshot is never written to.
+where the file system can. A snapshot is never written to, and its file's mode says so: that and its
+name make it one.
 
 Everything here blocks, and wants the image closed, its content flushed; what fails leaves it as it
 was. Knows neither which snapshots a server has, nor what is under way on its disks.
@@ -20,16 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import StorageError, StorageFault
-from .clone import TEMPORARY_SUFFIX, clone_file
+from .clone import TEMPORARY_SUFFIX, WRITABLE, clone_file
 from .create import ImageFormat, format_of
-from .create_child import create_child
+from .create_child import ancestors, create_child
 from .durability import sync_directory
 from .faults import open_error
 from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
-_WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,26 +56,34 @@ def list_snapshots(image: Path) -> list[Snapshot]:
         found = [
             _describe(name, path)
             for name, path in _candidates(image).items()
-            if not _is_unfinished(image, path)
+            if _is_snapshot(image, path)
         ]
     return sorted(found, key=lambda snapshot: (snapshot.taken_s, snapshot.name))
+
+
+def require_unused(image: Path, name: str) -> Path:
+    """Where the snapshot `name` of the image would be. Raises StorageError (INVALID where something
+    is there).
+    """
+    snapshot = snapshot_path(image, name)
+    if os.path.lexists(snapshot) and not _is_unfinished(image, snapshot):
+        what = "there is such a snapshot already"
+        if not _is_snapshot(image, snapshot):
+            what = "is there already, and is no snapshot"
+        raise StorageError(StorageFault.INVALID, f"{snapshot}: {what}")
+    return snapshot
 
 
 def take_snapshot(image: Path, name: str) -> Snapshot:
     """Keep what the image holds now as the snapshot `name`. Raises StorageError (INVALID where it
     exists already, or where too much would have to be copied)."""
-    snapshot = snapshot_path(image, name)
     with mapped_errors(image):
-        if snapshot.exists() and not _is_unfinished(image, snapshot):
-            raise StorageError(
-                StorageFault.INVALID, f"{snapshot}: there is such a snapshot already"
-            )
+        snapshot = require_unused(image, name)
+        drop_unfinished(image)
         if knows_differencing(image):
-            drop_unfinished(image)
             _become_parent(image, snapshot)
         else:
-            clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES)
-            protect(snapshot)
+            clone_file(image, snapshot, copy_limit_bytes=COPY_LIMIT_BYTES, read_only=True)
         return _describe(name, snapshot)
 
 
@@ -107,6 +115,7 @@ def _become_parent(image: Path, snapshot: Path) -> None:
             snapshot.unlink()
         raise
     protect(snapshot)
+    os.utime(snapshot)  # that is when it was taken
 
 
 def _put_child(image: Path, parent: Path, mode: int) -> None:
@@ -133,8 +142,8 @@ def restore_snapshot(image: Path, name: str) -> None:
         raise StorageError(StorageFault.INVALID, message)
     with mapped_errors(image):
         mode = stat.S_IMODE(image.stat().st_mode if image.exists() else 0o600)
+        drop_unfinished(image)
         if knows_differencing(image):
-            drop_unfinished(image)
             _put_child(image, snapshot, mode)
         else:
             clone_file(snapshot, image)
@@ -165,12 +174,29 @@ def _is_unfinished(image: Path, snapshot: Path) -> bool:
         return False
 
 
+def _is_snapshot(image: Path, path: Path) -> bool:
+    """Whether a file of such a name is a snapshot, and not one that somebody goes on writing.
+
+    A crash may have come before its file was made read-only: then the image is made of it.
+    """
+    if _is_unfinished(image, path) or not path.is_file():
+        return False
+    if not path.stat().st_mode & WRITABLE or deletion_mark(path).exists():
+        return True
+    try:
+        return knows_differencing(image) and any(map(path.samefile, ancestors(image)))
+    except StorageError:  # of an image that cannot be opened
+        return False
+
+
 def drop_unfinished(image: Path) -> None:
     """Take away what a crash left of a snapshot that was never taken.
 
     It is a second name of the image, and would pass for a snapshot as soon as another file took the
     image's place. Raises StorageError.
     """
+    if not knows_differencing(image):
+        return
     with mapped_errors(image):
         names = [path for path in _candidates(image).values() if _is_unfinished(image, path)]
         for path in names:
@@ -194,7 +220,7 @@ def _describe(name: str, path: Path) -> Snapshot:
 
 def protect(snapshot: Path) -> None:
     """Nobody but root may write to it."""
-    snapshot.chmod(stat.S_IMODE(snapshot.stat().st_mode) & ~_WRITABLE)
+    snapshot.chmod(stat.S_IMODE(snapshot.stat().st_mode) & ~WRITABLE)
 
 
 @contextlib.contextmanager

@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 
 from . import vhd_bitmap
 from .base import BackingStore, Capabilities, StorageError
-from .block_image import BlockImage, Piece, Source
+from .block_image import BlockImage
+from .block_layout import Piece, Source
 from .block_table import UNKNOWN, BlockTable
 from .image_file import ImageFile
 from .vhd_format import (

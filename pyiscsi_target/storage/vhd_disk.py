@@ -13,8 +13,8 @@ from itertools import islice
 
 from . import vhd_bitmap
 from .base import BackingStore, StorageError, StorageFault
-from .block_image import all_zero
 from .block_table import UNKNOWN
+from .buffers import all_zero
 from .content import CHUNK_BYTES, first_data
 from .finding import Finding, Remedy
 from .vhd_blocks import VhdBlocks

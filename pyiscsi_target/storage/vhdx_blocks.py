@@ -19,7 +19,8 @@ from itertools import islice
 from uuid import UUID, uuid4
 
 from .base import BackingStore, Capabilities, StorageError
-from .block_image import BlockImage, Piece, Source
+from .block_image import BlockImage
+from .block_layout import Piece, Source
 from .block_table import UNKNOWN, BlockTable
 from .image_file import ImageFile
 from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, parse_entries, placed, raw_entry

@@ -5,8 +5,8 @@ The content of the disk does not change, so neither does its DataWriteGuid: chil
 
 from collections.abc import AsyncIterator, Callable
 
-from .block_image import all_zero
 from .block_table import UNKNOWN
+from .buffers import all_zero
 from .content import CHUNK_BYTES, first_data
 from .vhdx_bat import placed
 from .vhdx_format import BlockState

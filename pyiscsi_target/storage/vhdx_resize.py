@@ -12,7 +12,9 @@ from dataclasses import replace
 from construct import Int64ul
 
 from .base import BackingStore, Provisioning, StorageError, StorageFault
-from .block_image import Source, all_zero, uninterrupted
+from .block_image import uninterrupted
+from .block_layout import Source
+from .buffers import all_zero
 from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, Geometry, placed
 from .vhdx_blocks import OpenedFile, VhdxBlocks
 from .vhdx_format import (

@@ -148,3 +148,50 @@ def test_images_that_know_differencing(tmp_path: Path, suffix: str) -> None:
     assert invoke(delete_command, "two", image).exit_code == 0
     assert list(tmp_path.iterdir()) == [image]
     assert invoke(delete_command, "two", image).exit_code == 1
+
+
+def test_a_snapshot_is_of_all_files_or_of_none(tmp_path: Path) -> None:
+    images = [tmp_path / f"{name}.vhdx" for name in "ab"]
+    for image in images:
+        create_image(image, NewImage(format_of(image), Kind.DYNAMIC, 64 * MIB))
+    assert invoke(snapshot_command, "one", images[1]).exit_code == 0
+    refused = invoke(snapshot_command, "one", *images)
+    assert refused.exit_code == 1
+    assert refused.stderr.endswith("b@one.vhdx: there is such a snapshot already\n")
+    in_the_way = tmp_path / ".b.vhdx.tmp.vhdx"
+    in_the_way.mkdir()
+    refused = invoke(snapshot_command, "two", *images)
+    assert refused.exit_code == 1
+    in_the_way.rmdir()
+    assert invoke(list_command, images[0]).stdout == f"{images[0]}: no snapshots\n"
+    assert invoke(snapshot_command, "two", *images).exit_code == 0
+
+
+def test_a_disk_is_named_once(tmp_path: Path) -> None:
+    image, link = tmp_path / "a.img", tmp_path / "link.img"
+    image.write_bytes(b"first")
+    link.symlink_to(image)
+    for other in (image, link):
+        refused = invoke(snapshot_command, "one", image, other)
+        assert refused.exit_code == 2
+        assert "a disk is named twice" in refused.stderr
+    assert sorted(tmp_path.iterdir()) == [image, link]
+
+
+@pytest.mark.parametrize("suffix", [".img", ".vhdx"])
+async def test_a_link_to_a_disk(tmp_path: Path, suffix: str) -> None:
+    """Snapshots lie beside the file, and the link stays a link to it."""
+    image, link = tmp_path / "there" / f"a{suffix}", tmp_path / f"link{suffix}"
+    image.parent.mkdir()
+    create_image(image, NewImage(format_of(image), Kind.DYNAMIC, 64 * MIB))
+    link.symlink_to(image)
+    for command in (snapshot_command, restore_command):
+        result = await asyncio.to_thread(invoke, command, "one", link)
+        assert result.exit_code == 0, result.output
+        assert link.readlink() == image
+        assert sorted(path.name for path in image.parent.iterdir()) == [
+            image.name,
+            f"a@one{suffix}",
+        ]
+    assert (await asyncio.to_thread(invoke, delete_command, "one", link)).exit_code == 0
+    assert list(image.parent.iterdir()) == [image]

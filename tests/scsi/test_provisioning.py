@@ -146,7 +146,7 @@ def test_as_many_descriptors_as_announced() -> None:
 
 def test_more_blocks_than_announced() -> None:
     lu = make_disk(size_bytes=1 << 42)
-    data = unmap_list((0, 0xFFFFFFFF), (0, 1))
+    data = unmap_list((0, limits.MAXIMUM_UNMAP_LBA_COUNT), (0, 1))
     result = run(lu, NEXUS, unmap_cdb(len(data)), [data])
     assert sense_of(result) == BAD_LIST
     assert field_of(result) == (32, 7, False)

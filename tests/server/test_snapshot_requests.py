@@ -138,7 +138,7 @@ async def test_what_is_refused(
 async def test_a_name_that_one_disk_has_already(tmp_path: Path) -> None:
     async with serving(config_of(tmp_path, disks=BOTH), tmp_path) as live:
         await request(live, "snapshot", disks=["data"], snapshot="one")
-        with pytest.raises(ControlError, match="'data' has a snapshot 'one' already"):
+        with pytest.raises(ControlError, match=r"disk 'data': .* there is such a snapshot already"):
             await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
         assert not (tmp_path / "quorum@one.img").exists()
 
@@ -151,15 +151,16 @@ async def test_a_snapshot_is_of_all_disks_or_of_none(tmp_path: Path, suffix: str
         peer = await live.log_in()
         await ready(peer)
         await write(peer, 1)
-        (tmp_path / f"data{suffix}.tmp").mkdir()
-        (tmp_path / f"data@one{suffix}.tmp").mkdir()
-        with pytest.raises(ControlError, match=r"disk 'data': .* \(done: no other disk\)"):
+        in_the_way = [tmp_path / f".data{suffix}.tmp{suffix}", tmp_path / f"data@one{suffix}.tmp"]
+        for directory in in_the_way:
+            directory.mkdir()
+        with pytest.raises(ControlError, match="disk 'data': "):
             await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
         assert not (tmp_path / f"quorum@one{suffix}").exists()
         await write(peer, 2)
         assert [await read(peer, lun) for lun in (0, 1)] == [2, 2]
-        (tmp_path / f"data{suffix}.tmp").rmdir()
-        (tmp_path / f"data@one{suffix}.tmp").rmdir()
+        for directory in in_the_way:
+            directory.rmdir()
         await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
 
 
@@ -232,3 +233,31 @@ async def test_a_deletion_that_was_cut_short_at_its_end(tmp_path: Path) -> None:
         assert not mark.exists()
         with pytest.raises(ControlError, match="no such snapshot"):
             await request(live, "delete-snapshot", disks=["data"], snapshot="s1")
+
+
+@pytest.mark.parametrize("suffix", [".img", ".vhd", ".vhdx"])
+@pytest.mark.parametrize("becomes", ["replaced", "gone"])
+async def test_the_file_at_the_path_is_not_the_one_that_is_served(
+    tmp_path: Path, suffix: str, becomes: str
+) -> None:
+    """Taking it in the served one's place would be another disk, and no host would hear of it."""
+    disks = {name: {"path": f"{name}{suffix}", "size": 64 * MIB} for name in BOTH}
+    async with serving(config_of(tmp_path, disks=disks), tmp_path) as live:
+        peer = await live.log_in()
+        await ready(peer)
+        await write(peer, 1)
+        await request(live, "snapshot", disks=["data"], snapshot="zero")
+        served = tmp_path / f"data{suffix}"
+        served.rename(tmp_path / "moved")
+        if becomes == "replaced":
+            served.write_bytes((tmp_path / "moved").read_bytes())
+        for name in ("snapshot", "restore", "delete-snapshot"):
+            with pytest.raises(
+                ControlError, match=r"disk 'data': .* is not the file that is serve"
+            ):
+                await request(live, name, disks=["quorum", "data"], snapshot="one", force=True)
+        await write(peer, 2)
+        assert [await read(peer, lun) for lun in (0, 1)] == [2, 2]
+        (tmp_path / "moved").rename(served)
+        await request(live, "snapshot", disks=["quorum", "data"], snapshot="one")
+        assert [await read(peer, lun) for lun in (0, 1)] == [2, 2]

@@ -1,21 +1,16 @@
 """The request path over blocks, with the simplest of formats in it."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 import pytest
 
 from pyiscsi_target.storage.base import Buffer, Capabilities, Extent, Provisioning, StorageError
-from pyiscsi_target.storage.block_image import (
-    BlockImage,
-    Piece,
-    Source,
-    all_zero,
-    fill_zeroes,
-    slice_buffers,
-    uninterrupted,
-)
+from pyiscsi_target.storage.block_image import BlockImage, uninterrupted
+from pyiscsi_target.storage.block_layout import Piece, Source
 from pyiscsi_target.storage.block_table import UNKNOWN, BlockTable
+from pyiscsi_target.storage.buffers import all_zero, fill_zeroes, slice_buffers
 from tests.support.memory_disk import MemoryStore
 from tests.support.recording_file import RecordingFile
 from tests.support.vhdx_disks import read, write
@@ -305,3 +300,65 @@ def test_buffers() -> None:
     into = memoryview(bytearray(b"x" * 150_000))
     fill_zeroes(into[1:])
     assert bytes(into) == b"x" + bytes(149_999)
+
+
+# Others have their turn, and what is known of many blocks at once is used
+
+
+async def turns_beside(work: Coroutine[Any, Any, object]) -> int:
+    """How often another task has its turn meanwhile."""
+    count, task = 0, asyncio.ensure_future(work)
+    while not task.done():
+        await asyncio.sleep(0)
+        count += 1
+    await task
+    return count
+
+
+class Counted(MemoryStore):
+    """A disk of zeroes that knows so, and counts how often it is asked."""
+
+    asked = 0
+
+    async def extents(self, offset_bytes: int, length_bytes: int, limit: int) -> list[Extent]:
+        self.asked += 1
+        return [Extent(offset_bytes, length_bytes, DEALLOCATED)]
+
+
+async def test_a_large_range_does_not_hold_up_the_event_loop() -> None:
+    disk = Blocks(4096)
+    for block in range(4096):
+        disk.table[block] = (block + 1) * BLOCK
+    assert await turns_beside(disk.extents(0, disk.size_bytes, 64)) >= 16
+    assert await turns_beside(disk.deallocate(0, disk.size_bytes)) >= 16
+    assert sorted(disk.discarded) == list(range(4096))
+
+
+async def test_what_is_known_of_a_parent_is_asked_once() -> None:
+    class Known(Blocks):
+        def _run_without_space(self, block: int) -> int:
+            return self.table.filler_run(block)
+
+    parent = Counted(BLOCK << 14)
+    disk = Known(1 << 14, parent)
+    await disk.deallocate(512, disk.size_bytes - 512)
+    assert not disk.discarded
+    assert parent.asked == 1
+    found = await disk.extents(0, disk.size_bytes, 64)
+    assert found == [Extent(0, disk.size_bytes, DEALLOCATED)]
+    assert parent.asked == 2
+
+
+async def test_who_comes_later_is_not_waited_for() -> None:
+    """Else an UNMAP would wait for ever on a block that others go on writing."""
+    disk = Blocks(2)
+    first, later = disk._using(0), disk._using(0)
+    first.__enter__()
+    waiting = asyncio.ensure_future(disk._unused([0, 1]))
+    await asyncio.sleep(0)
+    later.__enter__()
+    assert not waiting.done()
+    first.__exit__(None, None, None)
+    await asyncio.wait_for(waiting, 10)
+    later.__exit__(None, None, None)
+    await disk._unused([0])

@@ -105,3 +105,17 @@ async def test_no_room_for_changes() -> None:
     assert await read(store, 0, SIZE_BYTES) == CONTENT
     await write(store, 512, b"x" * 512)
     assert await read(store, 512, 512) == b"x" * 512
+
+
+async def test_what_was_discarded_never_comes_back() -> None:
+    """Also where the file could not be emptied, and the discard is repeated."""
+    store, file = overlay()
+    await write(store, 0, b"s" * 2 * BLOCK_BYTES)
+    file.fail = StorageError(StorageFault.OUT_OF_SPACE, "full")
+    with pytest.raises(StorageError, match="full"):
+        await store.deallocate(0, 2 * BLOCK_BYTES)
+    await store.deallocate(0, 2 * BLOCK_BYTES)
+    for block in (0, BLOCK_BYTES):
+        await write(store, block + 512, b"x" * 512)
+        expected = bytes(512) + b"x" * 512 + bytes(BLOCK_BYTES - 1024)
+        assert await read(store, block, BLOCK_BYTES) == expected

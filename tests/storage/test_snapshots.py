@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,39 @@ async def test_a_name_that_means_a_folder_to_others(tmp_path: Path) -> None:
         take_snapshot(image, "one")
     assert await content(image) == b"first"
     assert os.listdir(tmp_path) == [image.name]
+
+
+@pytest.mark.parametrize("suffix", [".img", ".vhd", ".vhdx"])
+async def test_a_file_of_such_a_name_need_not_be_a_snapshot(tmp_path: Path, suffix: str) -> None:
+    """Somebody's own disk, which is never overwritten, restored from, or deleted."""
+    image, other = tmp_path / f"data{suffix}", tmp_path / f"data@old{suffix}"
+    for path, text in ((image, b"data"), (other, b"other")):
+        create_image(path, NewImage(format_of(path), Kind.DYNAMIC, 4 * MIB))
+        await change(path, text)
+    assert names(image) == []
+    for action in (restore_snapshot, delete_snapshot):
+        with pytest.raises(StorageError, match="no such snapshot of"):
+            await asyncio.to_thread(action, image, "old")
+    with pytest.raises(StorageError, match="is there already, and is no snapshot"):
+        take_snapshot(image, "old")
+    assert [await content(path) for path in (image, other)] == [b"data", b"other"]
+    take_snapshot(image, "new")
+    assert names(image) == ["new"]
+
+
+async def test_a_crash_before_the_snapshot_was_protected(growing: Path) -> None:
+    await change(growing, b"first")
+    snapshot = take_snapshot(growing, "one")
+    os.chmod(snapshot.path, 0o600)
+    assert names(growing) == ["one"]
+    await change(growing, b"second")
+    restore_snapshot(growing, "one")
+    assert await content(growing) == b"first"
+
+
+def test_when_it_was_taken(growing: Path) -> None:
+    """Not when the disk was last written."""
+    os.utime(growing, (1e9, 1e9))
+    before_s = time.time()
+    snapshot = take_snapshot(growing, "one")
+    assert before_s - 2 <= snapshot.taken_s <= time.time() + 2

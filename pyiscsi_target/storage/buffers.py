@@ -1,0 +1,42 @@
+"""Zeroes in buffers, and parts of several buffers. Must not know what the bytes are."""
+
+from collections.abc import Sequence
+
+from .base import Buffer
+
+_ZEROES = bytes(64 * 1024)
+
+
+def fill_zeroes(into: memoryview) -> None:
+    """Fill the buffer with zeroes."""
+    for start in range(0, len(into), len(_ZEROES)):
+        part = into[start : start + len(_ZEROES)]
+        part[:] = _ZEROES[: len(part)]
+
+
+def all_zero(data: Sequence[Buffer]) -> bool:
+    """Whether there is nothing but zeroes in the buffers."""
+    for buffer in data:
+        if buffer and (buffer[0] or buffer[-1]):
+            return False
+    for buffer in data:
+        view = memoryview(buffer)
+        for start in range(0, len(view), len(_ZEROES)):
+            part = bytes(view[start : start + len(_ZEROES)])
+            if part != _ZEROES[: len(part)]:
+                return False
+    return True
+
+
+def slice_buffers(data: Sequence[Buffer], start: int, length: int) -> list[Buffer]:
+    """The `length` bytes from `start` on of the buffers one after the other, without copying."""
+    found: list[Buffer] = []
+    for buffer in data:
+        if start < len(buffer):
+            part = memoryview(buffer)[start : start + length]
+            found.append(part)
+            length -= len(part)
+            if not length:
+                break
+        start = max(0, start - len(buffer))
+    return found
