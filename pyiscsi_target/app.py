@@ -105,7 +105,7 @@ class Application:
             await self._close_disks()
             raise
         self._background.append(asyncio.create_task(self._watch()))
-        self._background.append(asyncio.create_task(self._disks.watch_space()))
+        self._background.append(asyncio.create_task(self._disks.watch()))
         self._warn_of_closed_targets()
         log_event(_log, logging.INFO, "ready", targets=len(self._devices), disks=len(self._units))
 

@@ -11,6 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -519,7 +520,7 @@ async def test_a_file_system_that_runs_low_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once, to who is there, and the session goes on."""
-    monkeypatch.setattr(served_disks, "SPACE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(served_disks, "WATCH_INTERVAL_S", 0.001)
     disk = {"path": "disk.img", "size": MIB, "space_warning": 0}
     async with serving(config_of(tmp_path, disks={"disk": disk}), tmp_path) as live:
         peer = await live.log_in()
@@ -528,3 +529,24 @@ async def test_a_file_system_that_runs_low_is_told(
         await live.until(lambda: bool(unit.attentions.pending))
         assert (await peer.command(bytes(6))).asc == (0x38, 0x07)
         assert not (await peer.command(bytes(6))).status
+
+
+async def test_a_file_that_is_not_at_its_path_any_more_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written goes on into a file without a name: whoever looks after it must know."""
+    monkeypatch.setattr(served_disks, "WATCH_INTERVAL_S", 0.001)
+    disk = {"path": "disk.img", "size": MIB}
+
+    def heard(count: int) -> bool:
+        return len(live.events("disk_file_lost")) == count
+
+    async with serving(config_of(tmp_path, disks={"disk": disk}), tmp_path) as live:
+        live.allowed_error = "disk_file_lost"
+        image = tmp_path / "disk.img"
+        for count in (1, 2):
+            image.rename(tmp_path / "elsewhere")
+            await live.until(partial(heard, count))
+            assert live.events("disk_file_lost")[-1]["disk"] == "disk"
+            (tmp_path / "elsewhere").rename(image)
+            await live.until(lambda: not live.app._disks._lost)

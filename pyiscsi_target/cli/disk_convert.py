@@ -20,6 +20,7 @@ from .disk_options import (
     SECTOR_SIZE,
     ImagePath,
     failing_softly,
+    warn_of_name,
 )
 from .disk_progress import shown
 
@@ -59,6 +60,7 @@ def convert(
     with failing_softly():
         asyncio.run(_convert(source, target, wanted, force))
     click.echo(f"{target}: {kind_name} {image_format.name.lower()}, the same as {source}")
+    warn_of_name(target, image_format)
 
 
 async def _convert(source: Path, target: Path, wanted: NewImage, force: bool) -> None:

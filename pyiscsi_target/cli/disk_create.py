@@ -18,6 +18,7 @@ from .disk_options import (
     SIZE,
     ImagePath,
     failing_softly,
+    warn_of_name,
 )
 
 
@@ -67,6 +68,7 @@ def create(
             image = NewImage(image_format, kind, size, block_size, sector_size)
             create_image(path, image, overwrite=force)
     _say(path, image_format, kind, size)
+    warn_of_name(path, image_format)
 
 
 def _require_same_format(parent: Path | None, image_format: ImageFormat) -> None:

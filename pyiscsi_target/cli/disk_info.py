@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import click
@@ -24,17 +25,22 @@ def info(path: Path, as_json: bool) -> None:
     The map counts what the image and its parents hold.
     """
     with failing_softly():
-        chain, shares = asyncio.run(_look(path))
+        chain, shares = asyncio.run(_look(path, MAP_CELLS if as_json else _cells()))
         if as_json:
             click.echo(json.dumps(_report(chain, shares), indent=2))
         else:
             _print(chain, shares)
 
 
-async def _look(path: Path) -> tuple[list[ImageDescription], list[float]]:
+def _cells() -> int:
+    """As many as fit into a line."""
+    return max(8, min(MAP_CELLS, shutil.get_terminal_size().columns - len("[] 100% mapped") - 1))
+
+
+async def _look(path: Path, cells: int) -> tuple[list[ImageDescription], list[float]]:
     disk = open_image(path, read_only=True)
     try:
-        return describe_chain(disk), await mapped_shares(disk, MAP_CELLS)
+        return describe_chain(disk), await mapped_shares(disk, cells)
     finally:
         await disk.close()
 

@@ -10,7 +10,7 @@ import click
 
 from ..server.config_values import parse_size
 from ..storage.base import StorageError
-from ..storage.create import ImageFormat
+from ..storage.create import ImageFormat, format_of
 from ..storage.vhdx_create import Kind
 
 EXIT_FAILED = 1
@@ -27,6 +27,17 @@ FORMAT = click.option(
     type=click.Choice(list(FORMATS)),
     help="In place of what the name says (.vhd, .vhdx, others raw).",
 )
+
+
+def warn_of_name(path: Path, image_format: ImageFormat) -> None:
+    """Everything else here goes by the name of a file."""
+    named = format_of(path)
+    if named is not image_format:
+        click.echo(
+            f"{path}: warning: holds {image_format.name.lower()}, and its name says"
+            f" {named.name.lower()}: other commands and the configuration will take it for that",
+            err=True,
+        )
 
 
 class Size(click.ParamType[int]):

@@ -45,6 +45,8 @@ _snapshot = click.argument("snapshot", metavar="SNAPSHOT")
 def snapshot_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -> None:
     """Keep what every DISK holds now, at one instant for all, as SNAPSHOT.
 
+    Images that were made of DISK (create --parent) do not fit it again before that is deleted.
+
     VHD and VHDX: an instant, and from then on the disk is a child of its snapshot. Raw files are
     copied, sharing blocks where the file system can.
     """

@@ -20,7 +20,7 @@ from .logs import log_event
 from .reservation_state import StoredReservations, read_boot_id
 from .state_store import StateStore
 
-SPACE_INTERVAL_S = 10.0  # between looks at how much room the disks' file systems have
+WATCH_INTERVAL_S = 10.0  # between looks at disks' files, and how much room their file systems have
 
 RETURN_INTERVAL_S = 2.0  # between looks at whether an image that is gone is back
 
@@ -37,6 +37,7 @@ class ServedDisks:
         self._base_dir = base_dir
         self._stores: dict[str, BackingStore] = {}
         self._files: dict[str, tuple[int, int] | None] = {}  # device and number of each disk's
+        self._lost: set[str] = set()  # those whose file is not at its path any more
         self._returning: dict[str, asyncio.Task[None]] = {}
 
     def open(self, state: StateStore) -> None:
@@ -140,16 +141,31 @@ class ServedDisks:
             log_event(_log, logging.WARNING, "disk_back", disk=name)
             return
 
-    async def watch_space(self) -> None:
-        """Warn initiators before thin disks have no room left. Runs until it is cancelled."""
+    async def watch(self) -> None:
+        """Warn initiators before thin disks have no room left, and the operator of files that were
+        moved or replaced. Runs until it is cancelled.
+        """
         while True:
-            await asyncio.sleep(SPACE_INTERVAL_S)
+            await asyncio.sleep(WATCH_INTERVAL_S)
+            await asyncio.to_thread(self._look_at_files)
             for unit in self.units.values():
                 if unit.thin and unit.settings.space_warning_bytes:
                     try:
                         unit.notice_space(await unit.store.available_bytes())
                     except StorageError as error:
                         log_event(_log, logging.ERROR, "no_space_known", reason=error)
+
+    def _look_at_files(self) -> None:
+        """Say of each file once that it is not at its path any more; what is written is lost."""
+        for name, served in list(self._files.items()):
+            path = image_path(self._configs[name].path, self._base_dir)
+            if path is None or name in self._returning:
+                continue
+            if _identity(path) == served:
+                self._lost.discard(name)
+            elif name not in self._lost:
+                self._lost.add(name)
+                log_event(_log, logging.ERROR, "disk_file_lost", disk=name, path=path)
 
     async def close(self) -> None:
         """Flush and close all; what fails is logged. Idempotent."""

@@ -66,12 +66,15 @@ class BlockImage(BlockLayout):
     # What a format supplies
 
     @abstractmethod
-    async def _prepare(self, block: int, start: int, end: int) -> int:
+    async def _prepare(
+        self, block: int, start: int, end: int, *, becomes_zero: bool = False
+    ) -> int:
         """Let [start, end) of the block be written in place, and return the place of the block.
 
         Called (without `changing`) for blocks that the table does not show as there. When it
         returns the range is there for this process and every later one, with the content that it
-        had before; nothing the caller may then lose of its own write may change that.
+        had before; nothing the caller may then lose of its own write may change that. With
+        `becomes_zero` it may be zeroes already, for the caller is about to make it so.
         Raises StorageError, with nothing changed but perhaps space taken.
         """
 
@@ -314,7 +317,7 @@ class BlockImage(BlockLayout):
         with self._using(block):
             at = self.table[block]
             if at <= 0:
-                at = await uninterrupted(self._prepare(block, start, end))
+                at = await uninterrupted(self._prepare(block, start, end, becomes_zero=True))
             zero = self.file.zero if keep else self.file.punch
             await zero(at + start, end - start)
 

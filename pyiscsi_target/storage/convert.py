@@ -3,11 +3,13 @@
 Holes stay holes. Must not know formats: both are open stores.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .base import BackingStore, StorageError, StorageFault
 from .buffers import all_zero
 from .content import CHUNK_BYTES, data_chunks, read_into
+
+_GRAIN_BYTES = 64 << 10  # of zeroes that become a hole
 
 Progress = Callable[[int], None]
 """Told up to which byte of the disk the work is done."""
@@ -24,14 +26,25 @@ async def copy_disk(source: BackingStore, target: BackingStore, progress: Progre
         progress(offset)
         data = memoryview(buffer)[:length]
         await read_into(source, offset, data)
-        if all_zero((data,)):
-            continue
-        rest = -length % unit  # of a raw file that ends within a block
-        pieces = (data, bytes(rest)) if rest else (data,)
-        if not target.write_now(offset, pieces):
-            await target.write(offset, pieces)
+        for start, end in _data_in(data):
+            rest = -end % unit  # of a raw file that ends within a block
+            pieces = (data[start:end], bytes(rest)) if rest else (data[start:end],)
+            if not target.write_now(offset + start, pieces):
+                await target.write(offset + start, pieces)
     await target.flush()
     progress(source.size_bytes)
+
+
+def _data_in(data: memoryview) -> Iterator[tuple[int, int]]:
+    """(start, end) of runs that are not all zeroes."""
+    start = 0
+    for at in range(0, len(data), _GRAIN_BYTES):
+        if all_zero((data[at : at + _GRAIN_BYTES],)):
+            if start < at:
+                yield start, at
+            start = at + _GRAIN_BYTES
+    if start < len(data):
+        yield start, len(data)
 
 
 async def verify_copy(source: BackingStore, target: BackingStore, progress: Progress) -> None:

@@ -54,6 +54,9 @@ def _describe(store: BackingStore) -> ImageDescription:
     path = Path(file.name)
     status = path.stat()
     image_format, kind, identity = _what_it_is(store)
+    allocated_bytes = status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size
+    if image_format is ImageFormat.RAW and allocated_bytes >= store.size_bytes:
+        kind = Kind.FIXED  # nothing else tells
     return ImageDescription(
         path,
         image_format,
@@ -63,7 +66,7 @@ def _describe(store: BackingStore) -> ImageDescription:
         getattr(store, "block_bytes", 0),
         identity,
         file.size_bytes,
-        status.st_blocks * 512 if hasattr(status, "st_blocks") else status.st_size,
+        allocated_bytes,
     )
 
 

@@ -53,7 +53,9 @@ class OverlayStore(BlockImage):
     def _run_without_space(self, block: int) -> int:
         return self.table.filler_run(block)
 
-    async def _prepare(self, block: int, start: int, end: int) -> int:
+    async def _prepare(
+        self, block: int, start: int, end: int, *, becomes_zero: bool = False
+    ) -> int:
         async with self.changing:
             await self._empty(block)
             if self.table[block] == ABSENT and not self._is_whole(block, start, end):

@@ -193,7 +193,9 @@ class VhdBlocks(BlockImage):
     def _metadata_is_durable(self) -> bool:
         return self._durable_changes == self._changes
 
-    async def _prepare(self, block: int, start: int, end: int) -> int:
+    async def _prepare(
+        self, block: int, start: int, end: int, *, becomes_zero: bool = False
+    ) -> int:
         first, stop = start // SECTOR, -(-end // SECTOR)
         # Asked again afterwards: until the caller runs, the block may have been freed.
         while not (place := self._where_present(block, first, stop)):

@@ -61,11 +61,12 @@ class OpenedFile:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A range of a block that somebody waits to write in place."""
+    """A range of a block that somebody waits to write in place, or to zero."""
 
     block: int
     start: int
     end: int
+    becomes_zero: bool = False
 
 
 @dataclass(slots=True)
@@ -257,9 +258,11 @@ class VhdxBlocks(BlockImage):
 
     # Making room for writes
 
-    async def _prepare(self, block: int, start: int, end: int) -> int:
+    async def _prepare(
+        self, block: int, start: int, end: int, *, becomes_zero: bool = False
+    ) -> int:
         """Wishes that come while others are granted are granted together, with one flush."""
-        wish = Wish(block, start, end)
+        wish = Wish(block, start, end, becomes_zero)
         self._wishes.append(wish)
         try:
             while True:
@@ -305,7 +308,14 @@ class VhdxBlocks(BlockImage):
                 await self._plan_empty(wish.block, place, plan)
                 return
             plan.parts[wish.block] = part
-        await self._copy_missing(part, *self._copied_range(wish))
+        first, last = self._copied_range(wish)
+        if wish.becomes_zero:  # what the parent has there is not wanted
+            size = self.metadata.logical_sector_bytes
+            zero_first, zero_last = wish.start // size, wish.end // size
+            await self._copy_missing(part, first, zero_first)
+            await self._zero_missing(part, zero_first, zero_last)
+            first = zero_last
+        await self._copy_missing(part, first, last)
 
     async def _plan_empty(self, block: int, place: int, plan: Plan) -> None:
         """Space for a block that reads as zeroes; `place` is where it has some already, or 0."""
@@ -394,7 +404,15 @@ class VhdxBlocks(BlockImage):
                 start = part.place + sector * size
                 await self._copy_from_parent(offset, start, length * size)
             sector += length
-        part.own |= (1 << (last - first)) - 1 << first
+        part.own |= _mask(first, last)
+
+    async def _zero_missing(self, part: OwnPart, first: int, last: int) -> None:
+        """These sectors become the child's own as zeroes."""
+        size, mask = self.metadata.logical_sector_bytes, _mask(first, last)
+        if not part.is_new and part.own & mask != mask:
+            part.copied = True
+            await self.file.punch(part.place + first * size, (last - first) * size)
+        part.own |= mask
 
     async def _own(self, part: OwnPart) -> None:
         """What is the child's own is on the medium: now it becomes visible."""
@@ -479,6 +497,11 @@ class VhdxBlocks(BlockImage):
             return  # the log has it; who needs the log's room will hear of it
         if self._log.is_applied:
             self._bitmaps.forget()
+
+
+def _mask(first: int, last: int) -> int:
+    """The bits [first, last) are set."""
+    return (1 << (last - first)) - 1 << first
 
 
 def _capabilities(opened: OpenedFile) -> Capabilities:

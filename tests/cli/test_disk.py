@@ -29,7 +29,7 @@ def test_create(tmp_path: Path, suffix: str, kind: str) -> None:
     assert said == f"{path}: {kind} {image_format}, 10 MiB\n"
     report = told(path)
     assert report["format"] == image_format
-    assert report["kind"] == (kind if image_format != "raw" else "dynamic")
+    assert report["kind"] == kind
     assert report["size_bytes"] == 10 * MIB
     assert report["chain"] == []
     qemu = {"vhd": "vpc", "vhdx": "vhdx", "raw": "raw"}[image_format]

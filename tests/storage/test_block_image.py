@@ -59,7 +59,9 @@ class Blocks(BlockImage):
         self.begun += 1
         self._writes_now = True
 
-    async def _prepare(self, block: int, start: int, end: int) -> int:
+    async def _prepare(
+        self, block: int, start: int, end: int, *, becomes_zero: bool = False
+    ) -> int:
         await asyncio.sleep(0)
         self.prepared.append((block, start, end))
         self.table[block] = (block + 1) * BLOCK

@@ -487,3 +487,26 @@ async def test_a_grandchild() -> None:
     await apply_step(grandchild, model, "write", 4 * MIB - 512, fill(6, 1024))
     assert await read(grandchild, 0, 6 * MIB) == model.content
     await grandchild.close()
+
+
+async def test_unmapping_a_part_of_what_the_parent_has_copies_none_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So it works where there is no room left."""
+    file, parent, model = await made_child()
+    child = open_disk(file, parent)
+    await apply_step(child, model, "write", 0, fill(1, 512))
+    copied: list[int] = []
+
+    async def count(offset: int, place: int, length: int) -> None:
+        copied.append(length)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(child, "_copy_from_parent", count)
+        for at in (128 * 1024, MIB + 512 * 1024):  # in a block that is there in part, and in none
+            await apply_step(child, model, "deallocate", at, bytes(256 * 1024))
+    assert not copied
+    await check_crashes(file, model, 20, 1, parent)
+    await apply_step(child, model, "deallocate", 900 * 1024, bytes(200 * 1024 + 512))
+    await check_crashes(file, model, 20, 2, parent)
+    await child.close()
