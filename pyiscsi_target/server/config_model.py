@@ -235,6 +235,7 @@ class DiskConfig(_Section):
     removable: bool = False
     write_cache: bool = True
     thin: bool = True
+    space_limit: Size | None = Field(default=None, examples=["20 GiB"])
     space_warning: Annotated[int, BeforeValidator(_parse_space_warning)] = 1 << 30
     vendor: Annotated[str, AfterValidator(_printable_ascii)] | None = Field(
         default=None, min_length=1, max_length=VENDOR_LENGTH
@@ -281,6 +282,17 @@ class DiskConfig(_Section):
         if discards and storage.is_volatile(info.data.get("path", "")):
             raise ValueError("is for files, and memory is gone anyway; leave it out")
         return discards
+
+    @field_validator("space_limit")
+    @classmethod
+    def _of_what_grows(cls, limit_bytes: int | None, info: ValidationInfo) -> int | None:
+        if limit_bytes is None:
+            return None
+        if format_of(Path(info.data.get("path", ""))) is ImageFormat.RAW:
+            raise ValueError("is for .vhd and .vhdx images, whose files grow; leave it out")
+        if info.data.get("discard_on_exit") or info.data.get("read_only"):
+            raise ValueError("is for images that are written, and this one never is; leave it out")
+        return limit_bytes
 
     @field_validator("physical_block_size")
     @classmethod

@@ -68,6 +68,7 @@ class ServedDisks:
             block_size=disk.block_size,
             kind=Kind(disk.kind),
             discards=disk.discard_on_exit,
+            limit_bytes=disk.space_limit,
         )
 
     def _make_child(self, disk: DiskConfig) -> None:

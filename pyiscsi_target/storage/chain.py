@@ -77,8 +77,14 @@ class Chain:
 
 
 def paths_between(child: Path, parent: Path) -> ParentPaths:
-    """How a new child is to spell its parent's path, as Windows and this host understand it."""
+    """How a new child is to spell its parent's path, as Windows and this host understand it.
+
+    Raises StorageError (INVALID) where images cannot record it, as UTF-16.
+    """
     absolute = Path(os.path.abspath(parent))
+    if any("\ud800" <= letter <= "\udfff" for letter in f"{absolute}{child}"):
+        message = f"{os.fsencode(parent)!r} is no text, so an image cannot record it as its parent"
+        raise StorageError(StorageFault.INVALID, message)
     try:
         relative = os.path.relpath(absolute, Path(os.path.abspath(child)).parent)
     except ValueError:  # Windows: on another drive

@@ -63,7 +63,7 @@ class FileIo:
     """One open file or block device, owned: `close` closes the descriptor.
 
     `name` is for messages. `memory`: the file is memory, so nothing blocks and nothing is durable.
-    `anchors`: what `can_anchor` says of it.
+    `anchors`: what `can_anchor` says of it. `limit_bytes`: it does not become longer than this.
     Buffers are `bytes`, `bytearray` or one-dimensional views of bytes.
     """
 
@@ -73,6 +73,7 @@ class FileIo:
         "_closed",
         "_durability",
         "_fd",
+        "_limit_bytes",
         "_memory",
         "_read_pace",
         "_resized",
@@ -94,6 +95,7 @@ class FileIo:
         memory: bool = False,
         allocation_unit_bytes: int = 1,
         anchors: bool = False,
+        limit_bytes: int | None = None,
         read_pace: Pace | None = None,
         write_pace: Pace | None = None,
     ) -> None:
@@ -103,6 +105,7 @@ class FileIo:
         self._fd = fd
         self._closed = False
         self._resized = False
+        self._limit_bytes = limit_bytes
         self._memory = memory
         self._allocation_unit_bytes = allocation_unit_bytes
         self._calls = best_calls()
@@ -283,7 +286,9 @@ class FileIo:
         await self._workers.run(self.set_size_blocking, size_bytes)
 
     async def available_bytes(self) -> int | None:
-        """How much the file system has left for this process; None for memory and devices."""
+        """How much the file system has left for this process, or the file's limit if that is less;
+        None for memory and devices.
+        """
         if self._memory or self._allocation_unit_bytes > 1 or not hasattr(os, "fstatvfs"):
             return None
         return await self._workers.run(self._available_bytes)
@@ -293,7 +298,10 @@ class FileIo:
             found = os.fstatvfs(self._fd)
         except OSError as error:
             raise storage_error(error, "ask for space", self.name) from error
-        return found.f_bavail * found.f_frsize
+        left_bytes = found.f_bavail * found.f_frsize
+        if self._limit_bytes is None:
+            return left_bytes
+        return max(0, min(left_bytes, self._limit_bytes - self.size_bytes))
 
     # Blocking calls, for opening, creating and checking images
 
@@ -320,6 +328,10 @@ class FileIo:
     def set_size_blocking(self, size_bytes: int) -> None:
         """Grow the file (with a hole) or shrink it. Raises StorageError."""
         self._require_writable()
+        limit_bytes = self._limit_bytes
+        if limit_bytes is not None and size_bytes > max(limit_bytes, self.size_bytes):
+            message = f"{self.name}: may not grow beyond its limit of {limit_bytes} bytes"
+            raise StorageError(StorageFault.OUT_OF_SPACE, message, size_bytes)
         try:
             os.ftruncate(self._fd, size_bytes)
         except OverflowError:  # more than an offset can say

@@ -52,6 +52,7 @@ class DiskRequest:
     block_size: int
     kind: Kind = Kind.DYNAMIC
     discards: bool = False
+    limit_bytes: int | None = None
 
 
 def open_store(
@@ -63,17 +64,20 @@ def open_store(
     block_size: int,
     kind: Kind = Kind.DYNAMIC,
     discards: bool = False,
+    limit_bytes: int | None = None,
 ) -> BackingStore:
     """Open the disk `path`, locked, and created with `size_bytes` when it is a missing file.
 
     A new file is an image of the format that its name says, and of this `kind`. `discards`: what is
     written is thrown away at the end, and the image, shared with others that do so, never changes.
+    `limit_bytes`: the file of an image does not become longer than this.
     Synchronous, for startup. Relative paths start at `base`; of the directories above a new file
     only those below `base` are created. Where `size_bytes` is given it must be the size there is.
     Raises StorageError (MISSING, BUSY, INVALID, READ_ONLY, OUT_OF_SPACE, MEDIUM) naming the file.
     """
     try:
-        return _open(path, DiskRequest(size_bytes, read_only, base, block_size, kind, discards))
+        request = DiskRequest(size_bytes, read_only, base, block_size, kind, discards, limit_bytes)
+        return _open(path, request)
     except OSError as error:
         raise open_error(error, str(error.filename or path)) from error
 
@@ -217,7 +221,13 @@ def _open_existing(
             return _wear(fd, name, size_bytes, stat.S_ISBLK(mode), request)
         # An image's own metadata is replaced now and then, which must not fail either.
         anchors = can_anchor(fd, chain.path.resolve().parent) and not writes_elsewhere(fd)
-        io = FileIo(fd, name, read_only=request.read_only, anchors=anchors)
+        io = FileIo(
+            fd,
+            name,
+            read_only=request.read_only,
+            anchors=anchors,
+            limit_bytes=request.limit_bytes,
+        )
         return opener(
             io,
             find_parent=lambda paths: parent or _open_parent(chain.to_parent(paths), request),

@@ -53,6 +53,11 @@ def rule(value: object) -> InitiatorRule:
         {"path": "a.vhdx", "differencing_of": "b.vhdx", "size": 1 << 20},
         {"discard_on_exit": True, "read_only": True},
         {"path": "ram:", "size": 512, "discard_on_exit": True},
+        {"space_limit": "1 GiB"},
+        {"space_limit": 0, "path": "a.vhdx"},
+        {"space_limit": "1 GiB", "path": "ram:", "size": 512},
+        {"space_limit": "1 GiB", "path": "a.vhdx", "read_only": True},
+        {"space_limit": "1 GiB", "path": "a.vhdx", "discard_on_exit": True},
         {"space_warning": False},
         {"space_warning": "2 PiB"},
     ],
@@ -66,6 +71,11 @@ def test_the_space_warning() -> None:
     assert disk().space_warning == 1 << 30
     assert disk(space_warning=0).space_warning == 0
     assert disk(space_warning="5 GiB").space_warning == 5 << 30
+
+
+def test_the_space_limit() -> None:
+    assert disk().space_limit is None
+    assert disk(space_limit="5 GiB", path="a.vhd").space_limit == 5 << 30
 
 
 def test_the_kind_of_a_new_file() -> None:

@@ -1,5 +1,6 @@
 """Where the parents of images are found."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,10 @@ def test_a_new_child_spells_paths_that_lead_back(
     paths = paths_between(child, path)
     assert paths == ParentPaths((relative,), (str(path),))
     assert Chain(child).to_parent(paths).path == path
+
+
+def test_a_name_that_is_no_text_cannot_be_recorded(tmp_path: Path) -> None:
+    parent = tmp_path / os.fsdecode(b"\xff.vhdx")
+    with pytest.raises(StorageError, match=r"\\xff.vhdx' is no text") as refused:
+        paths_between(tmp_path / "child.vhdx", parent)
+    assert refused.value.fault is StorageFault.INVALID
