@@ -3,9 +3,8 @@
 The content of the disk does not change, so neither does its DataWriteGuid: children go on to fit.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
-from .block_table import UNKNOWN
 from .buffers import all_zero
 from .content import CHUNK_BYTES, first_data
 from .vhdx_bat import placed
@@ -28,7 +27,7 @@ class VhdxCompact(VhdxIdentity):
         if self.metadata.leave_block_allocated:
             raise self._refused("only dynamic and differencing images can be compacted")
         await self.begin_merge()
-        blocks = [block async for block in self._blocks_in_file()]
+        blocks = [block async for block in self._blocks_with_space(0)]
         for done, block in enumerate(blocks):
             progress(done, 2 * len(blocks))
             start = block * self.block_bytes
@@ -43,17 +42,6 @@ class VhdxCompact(VhdxIdentity):
             if not await self._move_down(block):
                 break
         await self._cut()
-
-    async def _blocks_in_file(self) -> AsyncIterator[int]:
-        block = 0
-        while block < len(self.table):
-            absent = self._run_without_space(block)
-            if not absent:
-                if self.table[block] == UNKNOWN:
-                    await self._load(block)
-                if placed(self.table[block])[0]:
-                    yield block
-            block += max(1, absent)
 
     async def _move_down(self, block: int) -> bool:
         """Move the block to the first room before it; False where there is none."""

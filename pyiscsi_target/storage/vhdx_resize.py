@@ -6,14 +6,16 @@ the size, together with the place of the BAT if that had to move.
 
 import asyncio
 from array import array
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from itertools import count
 
 from construct import Int64ul
 
 from .base import BackingStore, Provisioning, StorageError, StorageFault
 from .block_image import uninterrupted
 from .block_layout import Source
+from .block_table import UNKNOWN
 from .buffers import all_zero
 from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, Geometry, placed
 from .vhdx_blocks import OpenedFile, VhdxBlocks
@@ -65,6 +67,13 @@ class VhdxResize(VhdxBlocks):
 
     async def _require_empty(self, start_bytes: int) -> None:
         """Nothing but zeroes may lie behind this."""
+        if self.parent is None:
+            async for block in self._blocks_with_space(start_bytes >> self._shift):
+                start = block << self._shift
+                end = min(start + self.block_bytes, self.size_bytes)
+                start = max(start, start_bytes)
+                await self._require_zeroes(start, end - start)
+            return
         offset = start_bytes
         while offset < self.size_bytes:
             found = await self.extents(offset, self.size_bytes - offset, _EXTENTS_AT_ONCE)
@@ -97,14 +106,45 @@ class VhdxResize(VhdxBlocks):
 
     async def _discard_behind(self, size_bytes: int) -> None:
         """Give back the blocks that go: they hold only zeroes."""
-        block, blocks = -(-size_bytes >> self._shift), []
-        while block < len(self.table):
-            count = self._run_without_space(block)
-            if not count:
-                blocks.append(block)
-            block += max(1, count)
+        blocks: list[int] = []
+        async for block in self._blocks_with_space(-(-size_bytes >> self._shift)):
+            blocks.append(block)
+            if len(blocks) == _BLOCKS_AT_ONCE:
+                await self._discard(blocks)
+                blocks.clear()
         if blocks:
             await self._discard(blocks)
+
+    async def _blocks_with_space(self, first: int) -> AsyncIterator[int]:
+        """The blocks from the first on that have a place in the file, in order.
+
+        What is not in memory of a large table is looked at, and let go of where it is empty.
+        """
+        block = first
+        for turn in count(1):
+            if block >= len(self.table):
+                return
+            if not turn % _BLOCKS_AT_ONCE:
+                await asyncio.sleep(0)
+            if absent := self._run_without_space(block):
+                block += absent
+            elif self.table[block] == UNKNOWN and (empty := await self._empty_entries(block)):
+                block += empty
+            else:
+                if self.table[block] == UNKNOWN:
+                    await self._load_entries(block)
+                if placed(self.table[block])[0]:
+                    yield block
+                block += 1
+
+    async def _empty_entries(self, block: int) -> int:
+        """How many blocks from this one on have entries in a log sector of zeroes."""
+        index, group = self._bat.geometry.index(block), self._bat.geometry.chunk_ratio + 1
+        first = index - index % ENTRIES_PER_SECTOR
+        sector = bytearray(LOG_SECTOR_BYTES)
+        await self.file.read(self._bat.offset(first), memoryview(sector))
+        end = first + ENTRIES_PER_SECTOR
+        return 0 if any(sector) else end - end // group - block
 
     async def _settle(self) -> None:
         """Have the file's metadata in place as it is in memory."""

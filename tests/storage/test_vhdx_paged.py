@@ -1,6 +1,7 @@
 """VHDX disks whose table is too large to be in memory as a whole, and bitmaps likewise."""
 
 import asyncio
+import tracemalloc
 
 import pytest
 
@@ -122,3 +123,25 @@ async def test_bitmaps_that_are_forgotten_meanwhile(monkeypatch: pytest.MonkeyPa
             assert await read(child, at, 512) == fill(number + 1, 512)
     await child.close()
     assert await read(reopened(file.killed(), parent), 0, 512) == fill(1, 512)
+
+
+async def test_a_large_disk_shrinks_and_is_compacted_in_little_memory() -> None:
+    file = SparseFile()
+    disk = sparse_disk(file, 12 * TIB, MIB)
+    for at in (0, 3 * TIB, 11 * TIB):
+        await write(disk, at, fill(1, 512))
+    await disk.deallocate(11 * TIB, MIB)
+    await write(disk, 10 * TIB, bytes(511) + b"x")
+    await disk.write_zeroes(10 * TIB, 64 * 1024)  # a block of zeroes that has its place
+    tracemalloc.start()
+    await disk.resize(TIB * 4)
+    assert disk.size_bytes == 4 * TIB
+    await disk.close()
+    file.closed = False
+    disk = open_vhdx(file)
+    await disk.compact(lambda done, total: None)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 64 * MIB
+    assert await read(disk, 0, 512) == await read(disk, 3 * TIB, 512) == fill(1, 512)
+    await disk.close()
