@@ -31,8 +31,8 @@ _COMMANDS: tuple[click.Command, ...] = (
 def disk() -> None:
     """Disk images: VHD, VHDX and raw, fixed, dynamic and differencing.
 
-    They must not be in use, but for `resize` and the commands for snapshots with --config; `info`
-    and `check` may look at what others only read.
+    They must not be in use, except for `resize` and the commands for snapshots with --config;
+    `info` and `check` may look at what others only read.
     """
 
 

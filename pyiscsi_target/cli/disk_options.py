@@ -80,7 +80,11 @@ class ImagePath(click.Path):
 @contextmanager
 def failing_softly() -> Iterator[None]:
     """A StorageError is a line and exit status 1; other signals end the command as Ctrl-C does."""
-    before = {number: signal.signal(number, signal.default_int_handler) for number in _ENDING}
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in _ENDING
+        if signal.getsignal(number) is not signal.SIG_IGN  # as `nohup` has it
+    }
     try:
         yield
     except StorageError as error:

@@ -45,7 +45,8 @@ _snapshot = click.argument("snapshot", metavar="SNAPSHOT")
 def snapshot_command(snapshot: str, disks: tuple[str, ...], config: Path | None) -> None:
     """Keep what every DISK holds now, at one instant for all, as SNAPSHOT.
 
-    Images that were made of DISK (create --parent) do not fit it again before that is deleted.
+    Images that were made of DISK (create --parent) do not fit it any more, for SNAPSHOT is what
+    they were made of; nor once that is deleted.
 
     VHD and VHDX: an instant, and from then on the disk is a child of its snapshot. Raw files are
     copied, sharing blocks where the file system can.
@@ -63,8 +64,8 @@ def restore_command(
 ) -> None:
     """Make every DISK hold again what it held when SNAPSHOT was taken.
 
-    What it holds now is gone; the snapshot stays. Of a disk in use only with --force, and whoever
-    uses it must read it anew. With --config, the `size` in it follows.
+    What it holds now is gone; the snapshot stays. A disk in use needs --force, and whoever uses it
+    must read it anew. With --config, the `size` in it follows.
     """
     named = _change("restore", "restored", restore_snapshot, snapshot, disks, config, force=force)
     if config is not None and named.config is not None:
@@ -112,7 +113,8 @@ def list_command(disks: tuple[str, ...], config: Path | None, as_json: bool) -> 
         click.echo(f"{disk}: {'no snapshots' if not snapshots else ''}".rstrip())
         for one in snapshots:
             taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["taken_s"]))
-            click.echo(f"  {one['name']}  {taken}  {format_size(one['file_bytes'])}")
+            state = "" if one["whole"] else "  (deletion cut short: delete it again)"
+            click.echo(f"  {one['name']}  {taken}  {format_size(one['file_bytes'])}{state}")
 
 
 def _change(
@@ -156,7 +158,7 @@ def _change_files(
         return
     with ExitStack() as locks:
         for image in images.values() if change is not delete_snapshot else ():
-            locks.enter_context(locked(image, shared=True))  # a merge locks it for itself
+            locks.enter_context(locked(image))  # a merge locks it for itself
         require = deletable_snapshot if change is delete_snapshot else existing_snapshot
         for image in images.values():
             require(image, snapshot)

@@ -127,11 +127,14 @@ class LogicalUnit:
     async def resize(self, size_bytes: int) -> None:
         """Change the store's size; every nexus hears of it (SBC-4 clause 4.4).
 
-        Commands wait meanwhile. Raises StorageError, and the size is as it was.
+        Commands wait meanwhile. Raises StorageError; the size is mostly as it was then, and the
+        store's in any case.
         """
         async with self.tasks.hold():
-            await self.store.resize(size_bytes)
-            self._take_size()
+            try:
+                await self.store.resize(size_bytes)
+            finally:  # it may have that size, and not be sure that it keeps it
+                self._take_size()
 
     def take_store(self, store: BackingStore) -> None:
         """Another store of the same disk from now on; for who holds the task set."""

@@ -65,7 +65,9 @@ class OperatorRequests:
             async with self._changing:
                 await unit.resize(size_bytes)
         except StorageError as error:
-            raise ControlError(f"disk {unit.name!r} keeps its size: {error}") from error
+            kept = unit.store.size_bytes == before_bytes
+            what = "keeps its size" if kept else "has its new size, perhaps not for good"
+            raise ControlError(f"disk {unit.name!r} {what}: {error}") from error
         log_event(_log, logging.INFO, "resized", disk=unit.name, size_bytes=size_bytes)
         return {"disk": unit.name, "before_bytes": before_bytes, "size_bytes": size_bytes}
 

@@ -58,9 +58,7 @@ class ServedDisks:
 
     def _open_store(self, disk: DiskConfig, size_bytes: int | None) -> BackingStore:
         self._make_child(disk)
-        if (image := image_path(disk.path, self._base_dir)) is not None and image.is_file():
-            drop_unfinished(image.resolve())
-        return open_store(
+        store = open_store(
             disk.path,
             size_bytes=size_bytes,
             read_only=disk.read_only,
@@ -70,6 +68,15 @@ class ServedDisks:
             discards=disk.discard_on_exit,
             limit_bytes=disk.space_limit,
         )
+        image = image_path(disk.path, self._base_dir)
+        if image is None or not image.is_file() or disk.read_only or disk.discard_on_exit:
+            return store
+        try:  # only now that it is locked: another process may be about to take a snapshot
+            drop_unfinished(image.resolve())
+        except BaseException:
+            store.close_blocking()
+            raise
+        return store
 
     def _make_child(self, disk: DiskConfig) -> None:
         """The image of a disk that is `differencing_of` another, where it is missing."""

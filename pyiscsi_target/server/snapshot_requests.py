@@ -190,6 +190,7 @@ def describe(snapshot: Snapshot) -> Json:
         "path": str(snapshot.path),
         "taken_s": snapshot.taken_s,
         "file_bytes": snapshot.file_bytes,
+        "whole": snapshot.whole,
     }
 
 

@@ -86,7 +86,8 @@ class OverlayStore(BlockImage):
         await self._unused(there)
         async with self.changing:
             for block in there:
-                await self._empty(block)
+                if block not in self._in_use:  # else who writes to it next empties it
+                    await self._empty(block)
 
     async def write(
         self, offset_bytes: int, data: Sequence[Buffer], *, durable: bool = False

@@ -22,6 +22,7 @@ from .base import StorageError, StorageFault
 from .clone import allocated_bytes
 from .create_child import is_child
 from .durability import sync_directory, sync_file
+from .lock import locked
 from .merge import UnmergedError, merge_image
 from .snapshots import (
     deletion_mark,
@@ -44,7 +45,8 @@ def delete_snapshot(image: Path, name: str, *, merge_limit_bytes: int | None = N
     """
     snapshot = deletable_snapshot(image, name)
     with mapped_errors(image):
-        drop_unfinished(image)
+        with locked(image):  # or it may belong to a snapshot that is being taken
+            drop_unfinished(image)
         children = _children(image, snapshot) if snapshot.exists() else []
         if len(children) > 1:
             raise _of_many_children(snapshot, children)
@@ -86,12 +88,14 @@ def _merge_and_replace(child: Path, snapshot: Path, limit_bytes: int | None) -> 
     _check_limit(child, limit_bytes)
     status, mark = child.stat(), deletion_mark(snapshot)
     is_whole = not mark.exists()
-    mark.touch()
+    if is_whole:  # else the child may have been written to since
+        mark.touch()
+        os.utime(mark, ns=(status.st_atime_ns, status.st_mtime_ns))
     sync_directory(mark.parent)
     try:
         snapshot.chmod(stat.S_IMODE(status.st_mode) | stat.S_IWUSR)  # root alone needs none
         asyncio.run(merge_image(child, lambda done, total: None, adopts=True))
-        _take_over(snapshot, status)
+        _take_over(snapshot, stat.S_IMODE(status.st_mode), mark.stat().st_mtime_ns)
         snapshot.replace(child)
     except BaseException as error:
         protect(snapshot)
@@ -107,12 +111,12 @@ def _check_limit(child: Path, limit_bytes: int | None) -> None:
         raise StorageError(StorageFault.INVALID, f"{message}; do it while no server runs")
 
 
-def _take_over(snapshot: Path, child: os.stat_result) -> None:
-    """The child's permissions, and its times: that of a snapshot says when it was taken."""
+def _take_over(snapshot: Path, mode: int, taken_ns: int) -> None:
+    """The child's permissions, and its time: that of a snapshot says when it was taken."""
     descriptor = os.open(snapshot, os.O_RDWR)
     try:
-        os.utime(snapshot, ns=(child.st_atime_ns, child.st_mtime_ns))
-        snapshot.chmod(stat.S_IMODE(child.st_mode))
+        os.utime(snapshot, ns=(taken_ns, taken_ns))
+        snapshot.chmod(mode)
         sync_file(descriptor, whole=True)
     finally:
         os.close(descriptor)

@@ -26,6 +26,7 @@ from .create import ImageFormat, format_of
 from .create_child import ancestors, create_child
 from .durability import sync_directory
 from .faults import open_error
+from .lock import locked
 from .open import open_image
 
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -34,12 +35,16 @@ COPY_LIMIT_BYTES = 4 << 30  # of a raw file: commands wait while it is copied
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One snapshot: `taken_s` is its time since the epoch, `file_bytes` what its file takes."""
+    """One snapshot: `taken_s` is its time since the epoch, `file_bytes` what its file takes.
+
+    One whose deletion was cut short is not `whole`: it is of no use, and to be deleted again.
+    """
 
     name: str
     path: Path
     taken_s: float
     file_bytes: int
+    whole: bool
 
 
 def snapshot_path(image: Path, name: str) -> Path:
@@ -77,7 +82,7 @@ def require_unused(image: Path, name: str) -> Path:
 def take_snapshot(image: Path, name: str) -> Snapshot:
     """Keep what the image holds now as the snapshot `name`. Raises StorageError (INVALID where it
     exists already, or where too much would have to be copied)."""
-    with mapped_errors(image):
+    with mapped_errors(image), locked(image, shared=True):
         snapshot = require_unused(image, name)
         drop_unfinished(image)
         if knows_differencing(image):
@@ -198,7 +203,11 @@ def drop_unfinished(image: Path) -> None:
     if not knows_differencing(image):
         return
     with mapped_errors(image):
-        names = [path for path in _candidates(image).values() if _is_unfinished(image, path)]
+        names = [
+            path
+            for path in _candidates(image).values()
+            if _is_unfinished(image, path) and not path.is_symlink()
+        ]
         for path in names:
             path.unlink()
         if names:
@@ -215,7 +224,8 @@ def _candidates(image: Path) -> dict[str, Path]:
 
 def _describe(name: str, path: Path) -> Snapshot:
     found = path.stat()
-    return Snapshot(name, path, found.st_mtime, getattr(found, "st_blocks", 0) * 512)
+    file_bytes = getattr(found, "st_blocks", 0) * 512
+    return Snapshot(name, path, found.st_mtime, file_bytes, not deletion_mark(path).exists())
 
 
 def protect(snapshot: Path) -> None:

@@ -6,6 +6,7 @@ VHD 1.0 as in `vhd_format`. What the kinds have in common is here; blocks are in
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from . import vhd_locators
 from .base import BackingStore, Buffer, Capabilities, StorageError, StorageFault
@@ -179,12 +180,23 @@ class FixedVhd(RawStore):
             length = min(in_the_way, new_offset) - self.size_bytes
             await self.file.zero(self.size_bytes, length)
             await self.file.flush()
-        await self.file.write(new_offset, (build_footer(footer),))
-        await self.file.flush()
-        if new_offset < self._footer_offset:
+        shrinks = new_offset < self._footer_offset
+        if shrinks:  # the disk ends before it can show a footer
+            await self._say_size(footer)
+        await self._put_footer(footer, new_offset)
+        if shrinks:
             await self.file.set_size(new_offset + FOOTER_BYTES)
             await self.file.flush()
-        self.footer, self._footer_offset = footer, new_offset
+
+    async def _say_size(self, footer: Footer) -> None:
+        before = self.footer
+        try:
+            await self._put_footer(footer, self._footer_offset)
+        except StorageError:
+            with suppress(StorageError):
+                await self._put_footer(before, self._footer_offset)
+            raise
+        self.size_bytes = footer.current_size
 
     def _require_writable(self) -> None:
         if self.capabilities.read_only:

@@ -52,7 +52,9 @@ class VhdDisk(VhdBlocks):
         await self._require_empty(size_bytes)
         # What lies behind the end must never come to light, nor keep its space.
         low = min(size_bytes, self.size_bytes)
-        await self._free(range(-(-low // self.block_bytes), len(self.table)))
+        behind = range(-(-low // self.block_bytes), len(self.table))
+        if size_bytes > self.size_bytes:
+            await self._free(behind)
         async with self.changing:
             await self._clear_behind(low)
             if blocks > len(self._entries):
@@ -64,6 +66,8 @@ class VhdDisk(VhdBlocks):
             await self._space.resize(size_bytes, blocks - taken, stamps=not self._merging)
             self.footer = self._space.footer
             self.size_bytes = size_bytes
+        if size_bytes == low:  # only now: until then they hide what the parent has there
+            await self._free(behind)
 
     async def _require_empty(self, start: int) -> None:
         at = await first_data(self, start, self.size_bytes)

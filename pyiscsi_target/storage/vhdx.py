@@ -135,6 +135,7 @@ class VhdxDisk(VhdxCompact):
     """An open VHDX file. See `open_vhdx`."""
 
     def __init__(self, opened: OpenedFile, parent: BackingStore | None) -> None:
+        self._moves_blocks = False
         super().__init__(opened, parent)
         self._closed = False
 
@@ -158,7 +159,7 @@ class VhdxDisk(VhdxCompact):
 
     def _linear_base(self) -> int | None:
         """Where such a disk begins in the file."""
-        if not self.metadata.leave_block_allocated:
+        if not self.metadata.leave_block_allocated or self._moves_blocks:
             return None
         base, step, first = self.table[0], self.block_bytes, 0
         for page in self.table.pages:
@@ -170,8 +171,13 @@ class VhdxDisk(VhdxCompact):
         return base
 
     async def _resize(self, size_bytes: int) -> None:
-        await super()._resize(size_bytes)
-        self._bind()  # of a fixed disk, whose new blocks are there now
+        self._moves_blocks = True  # a fixed disk's go, or come, while it is used
+        self._bind()
+        try:
+            await super()._resize(size_bytes)
+        finally:
+            self._moves_blocks = False
+            self._bind()
 
     # Merging, checking and repairing
 

@@ -470,17 +470,19 @@ class VhdxBlocks(BlockImage):
     async def _discard(self, blocks: Sequence[int]) -> None:
         state = BlockState.UNMAPPED if self.parent is None else BlockState.ZERO
         freed: list[int] = []
-        async with self.changing:
-            left = iter(blocks)
-            while part := tuple(islice(left, _BLOCKS_AT_ONCE)):
-                for block in part:
-                    if self.table[block] == UNKNOWN:
-                        await self._load(block)
-                taken = [place for block in part if (place := placed(self.table[block])[0])]
-                await self._commit(dict.fromkeys(part, ~int(state)))
-                freed += taken
-        await self._unused(blocks)
-        await self._space.release(freed, self.block_bytes)
+        try:
+            async with self.changing:
+                left = iter(blocks)
+                while part := tuple(islice(left, _BLOCKS_AT_ONCE)):
+                    for block in part:
+                        if self.table[block] == UNKNOWN:
+                            await self._load(block)
+                    taken = [place for block in part if (place := placed(self.table[block])[0])]
+                    await self._commit(dict.fromkeys(part, ~int(state)))
+                    freed += taken
+        finally:  # of those that are out of the table, whatever became of the others
+            await self._unused(blocks)
+            await self._space.release(freed, self.block_bytes)
 
     # Flushing and closing
 

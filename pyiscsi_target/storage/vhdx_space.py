@@ -60,6 +60,10 @@ class SpaceMap:
         self._map[first : first + count] = bytes((self._USED,)) * count
         return first * MIB
 
+    def cut(self, end_bytes: int) -> None:
+        """There is nothing behind this any more."""
+        del self._map[-(-end_bytes // MIB) :]
+
     def gaps(self, end_bytes: int) -> Iterator[tuple[int, int]]:
         """(start, length) of ranges below `end_bytes` that are neither taken nor clean."""
         self._reach(-(-end_bytes // MIB))
@@ -164,6 +168,8 @@ class Space:
         There must be no log, for a log says how long the file has to be ([MS-VHDX] section
         2.3.1.1). Raises StorageError.
         """
-        if self._map.end_bytes < self._file.size_bytes:
-            await self._file.set_size(self._map.end_bytes)
+        end_bytes = self._map.end_bytes
+        if end_bytes < self._file.size_bytes:
+            self._map.cut(end_bytes)
+            await self._file.set_size(end_bytes)
             await self._file.flush()

@@ -8,7 +8,7 @@ import pytest
 from pyiscsi_target.scsi.logical_unit import DiskSettings, LogicalUnit
 from pyiscsi_target.scsi.sense import Asc, ReservationConflict, ScsiError, SenseKey
 from pyiscsi_target.scsi.task import Nexus, Result, Status, Task, TaskAttribute
-from pyiscsi_target.storage.base import Capabilities, StorageError
+from pyiscsi_target.storage.base import Capabilities, StorageError, StorageFault
 from tests.support.gated_disk import make_gated_disk, settle, start, task_for
 from tests.support.memory_disk import data_of, make_disk, make_nexus, run, sense_of, store_of
 
@@ -424,3 +424,20 @@ def test_reset_puts_everything_back() -> None:
         assert sense_of(run(lu, nexus, WRITE))[1] is Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED
         assert run(lu, nexus, WRITE, [bytes(BLOCK)]).status == Status.GOOD
     assert not lu.prevented_by
+
+
+async def test_a_size_that_is_new_but_perhaps_not_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last flush failed: the store has that size, so whoever reads must know it."""
+    lu = attached(ONE)
+    store = store_of(lu)
+    resize = store.resize
+
+    async def resize_and_fail(size_bytes: int) -> None:
+        await resize(size_bytes)
+        raise StorageError(StorageFault.MEDIUM, "injected")
+
+    monkeypatch.setattr(store, "resize", resize_and_fail)
+    with pytest.raises(StorageError, match="injected"):
+        await lu.resize(MIB // 2)
+    assert lu.block_count == MIB // 2 // 512
+    assert sense_of(run(lu, ONE, READ))[1] is Asc.CAPACITY_DATA_HAS_CHANGED

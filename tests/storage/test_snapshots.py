@@ -11,6 +11,7 @@ import pytest
 from pyiscsi_target.storage import chain, clone, snapshots
 from pyiscsi_target.storage.base import StorageError, StorageFault
 from pyiscsi_target.storage.create import NewImage, create_image, format_of
+from pyiscsi_target.storage.create_child import create_child
 from pyiscsi_target.storage.open import open_image
 from pyiscsi_target.storage.snapshot_deletion import delete_snapshot
 from pyiscsi_target.storage.snapshots import (
@@ -322,3 +323,24 @@ def test_when_it_was_taken(growing: Path) -> None:
     before_s = time.time()
     snapshot = take_snapshot(growing, "one")
     assert before_s - 2 <= snapshot.taken_s <= time.time() + 2
+
+
+async def test_nobody_takes_the_snapshot_away_that_is_being_taken(
+    growing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process would take the second name of the image for one that a crash left."""
+    await change(growing, b"first")
+    take_snapshot(growing, "zero")
+    await change(growing, b"second")
+
+    def meanwhile(child: Path, parent: Path) -> None:
+        with pytest.raises(StorageError, match="in use by another process"):
+            delete_snapshot(growing, "zero")
+        with pytest.raises(StorageError, match="in use by another process"):
+            open_image(growing, read_only=False)
+        create_child(child, parent)
+
+    monkeypatch.setattr(snapshots, "create_child", meanwhile)
+    await asyncio.to_thread(take_snapshot, growing, "one")
+    assert names(growing) == ["zero", "one"]
+    assert await content(growing) == b"second"

@@ -27,6 +27,18 @@ SIZE = 5 * BLOCK + 3 * 512
 DATA = random.Random(1).randbytes(SIZE)
 
 
+class FailingFlushes(RecordingFile):
+    """Flush number `failing` from now on fails, and is forgotten then."""
+
+    failing = -1
+
+    def flush_blocking(self) -> None:
+        self.failing -= 1
+        if self.failing == -1:
+            raise StorageError(StorageFault.MEDIUM, "injected")
+        super().flush_blocking()
+
+
 def open_raw(raw: bytes) -> FixedVhd | VhdDisk:
     return open_vhd(RecordingFile(raw))
 
@@ -210,6 +222,50 @@ async def test_a_fixed_disk_grows_after_a_growth_that_was_cut_short(size: int) -
             found = open_raw(file_of(found).killed())
             assert await read_all(found) == DATA.ljust(size, b"\0")
             assert file_of(found).size_bytes == size + 512
+
+
+@pytest.mark.parametrize("kind", ["fixed", "dynamic", "child"])
+@pytest.mark.parametrize("size", [2 * BLOCK, SIZE + 2 * BLOCK])
+async def test_a_resize_that_fails_can_be_repeated(kind: str, size: int) -> None:
+    """Every sector holds what it did, also after the power has gone then."""
+    parent = RecordingFile(await filled(small_dynamic(SIZE, BLOCK)))
+    below = open_vhd(RecordingFile(parent.killed()))
+    find = open_parent(parent.killed()) if kind == "child" else None
+    made = {
+        "fixed": contents(new_fixed(SIZE)),
+        "dynamic": small_dynamic(SIZE, BLOCK),
+        "child": small_child(SIZE, BLOCK, below.footer),
+    }[kind]
+    content = b"a" * BLOCK + bytes(SIZE - BLOCK)
+    for failing in range(20):
+        file = FailingFlushes(made)
+        disk = open_vhd(file, find_parent=find)
+        await write_bytes(disk, 0, b"b" * SIZE)
+        await write_bytes(disk, 0, content)
+        await disk.flush()
+        file.failing = failing
+        try:
+            await disk.resize(size)
+        except StorageError:
+            file.failing = -1
+        else:
+            break
+        after = content[:size].ljust(size, b"\0")
+        assert await read_all(disk) == (after if disk.size_bytes == size else content)
+        for state in (file.killed(), *file.crash_states(3)):
+            found = open_vhd(RecordingFile(state), find_parent=find)
+            wanted = after if found.size_bytes == size else content
+            assert await read_all(found) == wanted
+        last = disk.size_bytes - 512  # all of it can be written still
+        await write_bytes(disk, last, b"l" * 512)
+        await disk.flush()
+        found = open_vhd(RecordingFile(file.killed()), find_parent=find)
+        assert await read_all(found, last, 512) == b"l" * 512
+        await write_bytes(disk, last, bytes(512))
+        await disk.resize(size)
+        assert await read_all(disk) == after
+        await disk.close()
+    assert 1 < failing < 19
 
 
 @pytest.mark.parametrize("kind", ["fixed", "dynamic"])

@@ -160,6 +160,11 @@ async def test_a_resize_that_fails_changes_nothing_and_can_be_repeated(
                 wanted = after if found.size_bytes == size_bytes else before
                 assert await read(found, 0, found.size_bytes) == wanted
             file.nth = 0
+            last = disk.size_bytes - 512  # all of the disk can be written, and stays
+            await write(disk, last, fill(9, 512))
+            await disk.flush()
+            assert await read(reopened(file.killed(), parent), last, 512) == fill(9, 512)
+            await write(disk, last, bytes(512))
             # Space that changes hands now must not be seen by its former owner.
             await disk.deallocate(0, MIB)
             await disk.flush()
