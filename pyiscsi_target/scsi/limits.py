@@ -12,9 +12,9 @@ OPTIMAL_TRANSFER_LENGTH_BYTES = 1 << 20  # larger ones gain nothing over MaxBurs
 MAXIMUM_COMPARE_AND_WRITE_LENGTH = 255
 
 # One hole punched per descriptor, so the descriptor count bounds the system calls of a command on a
-# raw disk; of an image each block is looked at, so the LBA count (16 GiB of 512-byte blocks) keeps
-# a command well under an initiator's time-out.
-MAXIMUM_UNMAP_LBA_COUNT = 0x0200_0000
+# raw disk; of an image each block is looked at, so the LBA count keeps a command well under an
+# initiator's time-out (and no higher one, but FFFFFFFFh, passes libiscsi's tests).
+MAXIMUM_UNMAP_LBA_COUNT = 1 << 20
 MAXIMUM_UNMAP_BLOCK_DESCRIPTOR_COUNT = 256
 
 # The same as for data that is transferred: what may be written with one command. It bounds the

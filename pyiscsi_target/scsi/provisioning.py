@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .logical_unit import LogicalUnit
 
 ANCHOR = 0x01  # of UNMAP's byte 1
-_ANCHORED_AT_ONCE_BYTES = 1 << 30  # so that a command can be aborted between two parts of it
+_ANCHORED_AT_ONCE_BYTES = 1 << 27  # so that a command can be aborted between two parts of it
 
 # SBC-4 tables 120 and 121
 UNMAP_HEADER = Struct(

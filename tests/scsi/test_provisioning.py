@@ -62,11 +62,11 @@ def test_unmap_anchors() -> None:
 
 def test_what_is_anchored_can_be_aborted_in_parts() -> None:
     lu, store = make_faulty_disk(capabilities=ANCHORING)
-    store.size_bytes = 5 << 29
+    store.size_bytes = 5 << 26
     lu.block_count = store.size_bytes // BLOCK
     data = unmap_list((0, lu.block_count))
     assert run(lu, NEXUS, unmap_cdb(len(data), ANCHOR), [data]).status == Status.GOOD
-    assert store.anchored == [(0, 1 << 30), (1 << 30, 1 << 30), (1 << 31, 1 << 29)]
+    assert store.anchored == [(0, 1 << 27), (1 << 27, 1 << 27), (1 << 28, 1 << 26)]
 
 
 def test_anchor_is_reserved_where_the_medium_cannot() -> None:

@@ -176,7 +176,8 @@ def test_any_order(tmp_path: Path, suffix: str, kind: Kind, sizes: Sequence[int]
     made = chain(tmp_path / "made", suffix, kind, sizes)
     made.check()
     times = {one.name: one.taken_s for one in list_snapshots(made.image)}
-    for number, order in enumerate(itertools.permutations(NAMES)):
+    orders = list(itertools.permutations(NAMES))
+    for number, order in enumerate(orders if sizes == MIXED else orders[::2]):
         directory = tmp_path / str(number)
         shutil.copytree(made.image.parent, directory)
         disk = made.moved(directory)
@@ -200,7 +201,6 @@ def test_any_order(tmp_path: Path, suffix: str, kind: Kind, sizes: Sequence[int]
         (Kind.DYNAMIC, "one", OTHERWISE),  # the parent grows
         (Kind.DYNAMIC, "three", MIXED),  # the image is merged, and the parent grows
         (Kind.FIXED, "one", MIXED),  # the parent shrinks
-        (Kind.FIXED, "one", OTHERWISE),
     ],
 )
 def test_killed_at_any_change(
@@ -212,9 +212,12 @@ def test_killed_at_any_change(
         delete_snapshot(disk.image, name)
     assert len(states) > 20
     for number, state in enumerate(states):
+        if number % 3 and number < len(states) - 12:  # many are alike in the midst of a merge
+            shutil.rmtree(state)
+            continue
         left = disk.moved(state)
         left.check(but=name)
-        if number % 16 == 0 or number > len(states) - 8:
+        if number % 24 == 0 or number > len(states) - 8:
             restore_is_refused(left, name)
             if number % 2:  # the disk goes on meanwhile
                 left.scribble(number)
