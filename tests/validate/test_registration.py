@@ -120,7 +120,7 @@ BROKEN: list[Breakage] = [
         "full-status",
         lambda b: b.answer(
             PR_IN,
-            lambda _, result: with_bytes(result, _8=0xEE),
+            lambda _, result: with_bytes(result, _8=(result.data or bytes(9))[8] ^ 0xFF),
             when=lambda task: task.cdb[1] == READ_FULL_STATUS,
         ),
     ),
