@@ -29,15 +29,21 @@ def edit_config(path: Path, edit: Callable[[TOMLDocument], None]) -> None:
     target = path.resolve()
     temporary = path.with_name(f".{path.name}.tmp")  # there, relative paths mean the same
     try:
-        temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
-        temporary.chmod(target.stat().st_mode & 0o777)
-        load_config(temporary)
-        with open(temporary, "rb") as file:
+        with open(temporary, "w", encoding="utf-8", opener=_private) as file:
+            temporary.chmod(target.stat().st_mode & 0o777)
+            file.write(tomlkit.dumps(document))
+            file.flush()
             os.fsync(file.fileno())
+        load_config(temporary)
         temporary.replace(target)
         sync_directory(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    """An opener of files that nobody else may read, for there are secrets in them."""
+    return os.open(path, flags, 0o600)
 
 
 def resized(path: Path, disk: str, size_bytes: int) -> None:

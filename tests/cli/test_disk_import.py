@@ -1,5 +1,6 @@
 """`disk import`: the stanza that it writes is served, and the rest of the config stays."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def assert_kept(config: Path) -> None:
     assert "# more to come" in text
     for line in CONFIG.splitlines():
         assert line in text or line.startswith("luns")
+
+
+def test_nobody_else_reads_secrets_meanwhile(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.chmod(0o640)
+    steps: list[str] = []
+    real_open, real_chmod = os.open, Path.chmod
+
+    def opened(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            steps.append(f"{mode:o}")
+        return real_open(path, flags, mode)
+
+    def changed(path: Path, mode: int) -> None:
+        steps.append(f"{mode:o} with {path.stat().st_size} bytes")
+        real_chmod(path, mode)
+
+    path = image(tmp_path / "data.img")
+    monkeypatch.setattr(os, "open", opened)
+    monkeypatch.setattr(Path, "chmod", changed)
+    assert disk("import", path, "--config", config).exit_code == 0
+    assert steps == ["600", "640 with 0 bytes"]
 
 
 async def test_an_image_is_served_afterwards(config: Path, tmp_path: Path) -> None:
