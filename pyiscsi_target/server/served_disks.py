@@ -35,6 +35,7 @@ class ServedDisks:
         self.units: dict[str, LogicalUnit] = {}
         self._configs = configs
         self._base_dir = base_dir
+        self._paths = {name: image_path(disk.path, base_dir) for name, disk in configs.items()}
         self._stores: dict[str, BackingStore] = {}
         self._files: dict[str, tuple[int, int] | None] = {}  # device and number of each disk's
         self._lost: set[str] = set()  # those whose file is not at its path any more
@@ -45,7 +46,7 @@ class ServedDisks:
         identities = identities_of(self._configs, state)
         reservations = StoredReservations(state, read_boot_id())
         for name, disk in self._configs.items():
-            store = self._stores[name] = self._open_store(disk, disk.size_bytes)
+            store = self._stores[name] = self._open_store(name, disk.size_bytes)
             self._note_file(name)
             self.units[name] = LogicalUnit(
                 name,
@@ -56,8 +57,10 @@ class ServedDisks:
                 reservations.load(name),
             )
 
-    def _open_store(self, disk: DiskConfig, size_bytes: int | None) -> BackingStore:
-        self._make_child(disk)
+    def _open_store(self, name: str, size_bytes: int | None) -> BackingStore:
+        disk, image = self._configs[name], self._paths[name]
+        if image is not None and disk.differencing_of is not None:
+            self._make_child(image, disk.differencing_of)
         store = open_store(
             disk.path,
             size_bytes=size_bytes,
@@ -68,7 +71,6 @@ class ServedDisks:
             discards=disk.discard_on_exit,
             limit_bytes=disk.space_limit,
         )
-        image = image_path(disk.path, self._base_dir)
         if image is None or not image.is_file() or disk.read_only or disk.discard_on_exit:
             return store
         try:  # only now that it is locked: another process may be about to take a snapshot
@@ -78,11 +80,8 @@ class ServedDisks:
             raise
         return store
 
-    def _make_child(self, disk: DiskConfig) -> None:
+    def _make_child(self, image: Path, parent: Path) -> None:
         """The image of a disk that is `differencing_of` another, where it is missing."""
-        image, parent = image_path(disk.path, self._base_dir), disk.differencing_of
-        if parent is None or image is None:
-            return
         if not image.exists():
             make_directory(image.parent, self._base_dir)
             create_child(image, parent)
@@ -91,7 +90,7 @@ class ServedDisks:
             raise StorageError(StorageFault.INVALID, message)
 
     def _note_file(self, name: str) -> None:
-        path = image_path(self._configs[name].path, self._base_dir)
+        path = self._paths[name]
         self._files[name] = None if path is None else _identity(path)
 
     def sizes_bytes(self) -> dict[str, int]:
@@ -104,7 +103,7 @@ class ServedDisks:
         Raises StorageError (GONE) where the file at its path is not the one that is served.
         """
         disk = self._configs[name]
-        path = image_path(disk.path, self._base_dir)
+        path = self._paths[name]
         if path is None or path.is_block_device() or disk.discard_on_exit:
             return None
         if name not in self._returning and _identity(path) != self._files[name]:
@@ -131,7 +130,7 @@ class ServedDisks:
                 raise
 
     async def _open_again(self, name: str) -> None:
-        store = await asyncio.to_thread(self._open_store, self._configs[name], None)
+        store = await asyncio.to_thread(self._open_store, name, None)
         self._stores[name] = store
         self._note_file(name)
         self.units[name].take_store(store)
@@ -166,7 +165,7 @@ class ServedDisks:
     def _look_at_files(self) -> None:
         """Say of each file once that it is not at its path any more; what is written is lost."""
         for name, served in list(self._files.items()):
-            path = image_path(self._configs[name].path, self._base_dir)
+            path = self._paths[name]
             if path is None or name in self._returning:
                 continue
             if _identity(path) == served:

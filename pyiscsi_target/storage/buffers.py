@@ -19,13 +19,16 @@ def all_zero(data: Sequence[Buffer]) -> bool:
     for buffer in data:
         if buffer and (buffer[0] or buffer[-1]):
             return False
-    for buffer in data:
-        view = memoryview(buffer)
-        for start in range(0, len(view), len(_ZEROES)):
-            part = bytes(view[start : start + len(_ZEROES)])
-            if part != _ZEROES[: len(part)]:
-                return False
-    return True
+    return all(first_nonzero(memoryview(buffer)) is None for buffer in data)
+
+
+def first_nonzero(view: memoryview) -> int | None:
+    """Where the first byte is that is not zero."""
+    for start in range(0, len(view), len(_ZEROES)):
+        part = bytes(view[start : start + len(_ZEROES)])
+        if part != _ZEROES[: len(part)]:
+            return start + len(part) - len(part.lstrip(b"\0"))
+    return None
 
 
 def slice_buffers(data: Sequence[Buffer], start: int, length: int) -> list[Buffer]:

@@ -26,11 +26,18 @@ _CANNOT_SHARE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS, errno.EPERM}
 )
 _COPY_BYTES = 4 << 20
-TEMPORARY_SUFFIX = ".tmp"
 WRITABLE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 Progress = Callable[[int], None]
 """Told how many more bytes of data are copied."""
+
+
+def replacement_for(path: Path) -> Path:
+    """Where a file lies until it takes the place of `path`; by its suffix it can be opened there.
+
+    Always the same, so that what a crash left there goes with the next one.
+    """
+    return path.with_name(f".{path.name}.tmp{path.suffix}")
 
 
 def allocated_bytes(path: Path) -> int:
@@ -56,7 +63,7 @@ def clone_file(
     cannot share blocks and more data than `copy_limit_bytes` would have to be copied, nothing is
     done. Raises StorageError.
     """
-    temporary = target.with_name(target.name + TEMPORARY_SUFFIX)
+    temporary = replacement_for(target)
     try:
         with open(source, "rb") as file, open(temporary, "wb") as copy:
             shutil.copymode(source, temporary)

@@ -2,8 +2,8 @@
 
 from collections.abc import AsyncIterator
 
-from .base import BackingStore, Provisioning
-from .buffers import all_zero
+from .base import BackingStore, Provisioning, StorageError, StorageFault
+from .buffers import first_nonzero
 
 CHUNK_BYTES = 1 << 20
 _EXTENTS = 1024  # asked for at once
@@ -29,11 +29,19 @@ async def read_into(store: BackingStore, offset_bytes: int, into: memoryview) ->
 
 
 async def first_data(store: BackingStore, start_bytes: int, end_bytes: int) -> int | None:
-    """The offset of the first chunk in the range that is not all zeroes. Raises StorageError."""
+    """Where the first byte in the range is that is not zero. Raises StorageError."""
     buffer = bytearray(CHUNK_BYTES)
     async for offset, length in data_chunks(store, start_bytes, end_bytes):
         into = memoryview(buffer)[:length]
         await read_into(store, offset, into)
-        if not all_zero((into,)):
-            return offset
+        if (at := first_nonzero(into)) is not None:
+            return offset + at
     return None
+
+
+async def require_no_data(store: BackingStore, name: str, start_bytes: int, end_bytes: int) -> None:
+    """Raise StorageError (INVALID) where the disk cannot lose this range."""
+    at = await first_data(store, start_bytes, end_bytes)
+    if at is not None:
+        message = f"{name}: holds data at byte {at}, so it cannot shrink"
+        raise StorageError(StorageFault.INVALID, message, at)

@@ -5,14 +5,8 @@ Knows the size of the disk and nothing of how bytes are moved (`file_io`).
 
 from collections.abc import Sequence
 
-from .base import (
-    BackingStore,
-    Buffer,
-    Capabilities,
-    Extent,
-    StorageError,
-    StorageFault,
-)
+from .base import BackingStore, Buffer, Capabilities, Extent
+from .content import require_no_data
 from .extents import whole_blocks
 from .image_file import ImageFile
 
@@ -71,10 +65,7 @@ class RawStore(BackingStore):
     async def resize(self, size_bytes: int) -> None:
         """See `BackingStore.resize`; a block device cannot."""
         if size_bytes < self.size_bytes:
-            data = await self.file.data_runs(size_bytes, self.size_bytes - size_bytes, 1)
-            if data:
-                message = f"{self.file.name}: holds data at byte {data[0][0]}, so it cannot shrink"
-                raise StorageError(StorageFault.INVALID, message, data[0][0])
+            await require_no_data(self, self.file.name, size_bytes, self.size_bytes)
         await self.file.set_size(size_bytes)
         await self.file.flush()
         self.size_bytes = size_bytes

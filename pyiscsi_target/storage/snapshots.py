@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .base import StorageError, StorageFault
-from .clone import TEMPORARY_SUFFIX, WRITABLE, clone_file
+from .clone import WRITABLE, clone_file, replacement_for
 from .create import ImageFormat, format_of
 from .create_child import ancestors, create_child
 from .durability import sync_directory
@@ -124,8 +124,7 @@ def _become_parent(image: Path, snapshot: Path) -> None:
 
 
 def _put_child(image: Path, parent: Path, mode: int) -> None:
-    # Its suffix says what it is: it is opened once before it takes the image's place.
-    temporary = image.with_name(f".{image.name}{TEMPORARY_SUFFIX}{image.suffix}")
+    temporary = replacement_for(image)
     temporary.unlink(missing_ok=True)
     try:
         create_child(temporary, parent)

@@ -11,7 +11,7 @@ from contextlib import suppress
 from . import vhd_locators
 from .base import BackingStore, Buffer, Capabilities, StorageError, StorageFault
 from .chain import ParentPaths
-from .content import first_data
+from .content import require_no_data
 from .image_file import ImageFile
 from .raw import RawStore
 from .vhd_disk import VhdDisk
@@ -157,10 +157,7 @@ class FixedVhd(RawStore):
         """See `BackingStore.resize`."""
         require_size(self.file.name, size_bytes, FIXED_MAX_BYTES)
         self._require_writable()
-        at = await first_data(self, min(size_bytes, self.size_bytes), self.size_bytes)
-        if at is not None:
-            message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
-            raise StorageError(StorageFault.INVALID, message, at)
+        await require_no_data(self, self.file.name, size_bytes, self.size_bytes)
         async with self._stamping:
             footer = self.footer if self._merging else stamped(self.footer)
             await self._move_footer(resized(footer, size_bytes))

@@ -15,7 +15,7 @@ from . import vhd_bitmap
 from .base import BackingStore, StorageError, StorageFault
 from .block_table import UNKNOWN
 from .buffers import all_zero
-from .content import CHUNK_BYTES, first_data
+from .content import CHUNK_BYTES, first_data, require_no_data
 from .finding import Finding, Remedy
 from .vhd_blocks import VhdBlocks
 from .vhd_format import (
@@ -49,7 +49,7 @@ class VhdDisk(VhdBlocks):
         if blocks > MAX_BLOCKS:
             message = f"{self.file.name}: a VHD has {MAX_BLOCKS} blocks at most, not {blocks}"
             raise StorageError(StorageFault.INVALID, message)
-        await self._require_empty(size_bytes)
+        await require_no_data(self, self.file.name, size_bytes, self.size_bytes)
         # What lies behind the end must never come to light, nor keep its space.
         low = min(size_bytes, self.size_bytes)
         behind = range(-(-low // self.block_bytes), len(self.table))
@@ -68,12 +68,6 @@ class VhdDisk(VhdBlocks):
             self.size_bytes = size_bytes
         if size_bytes == low:  # only now: until then they hide what the parent has there
             await self._free(behind)
-
-    async def _require_empty(self, start: int) -> None:
-        at = await first_data(self, start, self.size_bytes)
-        if at is not None:
-            message = f"{self.file.name}: holds data at byte {at}, so its end cannot be moved"
-            raise StorageError(StorageFault.INVALID, message, at)
 
     async def _clear_behind(self, size_bytes: int) -> None:
         """The rest of a block that the end of the disk cuts is zeroes."""

@@ -12,11 +12,12 @@ from itertools import count
 
 from construct import Int64ul
 
-from .base import BackingStore, Provisioning, StorageError, StorageFault
+from .base import BackingStore, StorageError, StorageFault
 from .block_image import uninterrupted
 from .block_layout import Source
 from .block_table import UNKNOWN
 from .buffers import all_zero
+from .content import require_no_data
 from .vhdx_bat import ENTRIES_PER_SECTOR, Bat, Geometry, placed
 from .vhdx_blocks import OpenedFile, VhdxBlocks
 from .vhdx_format import (
@@ -36,7 +37,6 @@ from .vhdx_format import (
 from .vhdx_metadata import Span
 
 _COPY_BYTES = MIB
-_EXTENTS_AT_ONCE = 64
 _BLOCKS_AT_ONCE = 4096
 
 
@@ -66,28 +66,15 @@ class VhdxResize(VhdxBlocks):
         return StorageError(StorageFault.INVALID, f"{self.file.name}: {what}", offset_bytes)
 
     async def _require_empty(self, start_bytes: int) -> None:
-        """Nothing but zeroes may lie behind this."""
+        """Nothing but zeroes may lie behind this; of a large table little is looked at."""
         if self.parent is None:
             async for block in self._blocks_with_space(start_bytes >> self._shift):
                 start = block << self._shift
                 end = min(start + self.block_bytes, self.size_bytes)
                 start = max(start, start_bytes)
-                await self._require_zeroes(start, end - start)
-            return
-        offset = start_bytes
-        while offset < self.size_bytes:
-            found = await self.extents(offset, self.size_bytes - offset, _EXTENTS_AT_ONCE)
-            for extent in found:
-                if extent.state is Provisioning.MAPPED:
-                    await self._require_zeroes(offset, extent.length_bytes)
-                offset += extent.length_bytes
-
-    async def _require_zeroes(self, offset_bytes: int, length_bytes: int) -> None:
-        for at in range(offset_bytes, offset_bytes + length_bytes, _COPY_BYTES):
-            part = memoryview(bytearray(min(_COPY_BYTES, offset_bytes + length_bytes - at)))
-            await self.read(at, part)
-            if not all_zero((part,)):
-                raise self._refused(f"holds data behind byte {at}, so it cannot shrink", at)
+                await require_no_data(self, self.file.name, start, end)
+        else:  # its blocks without space may show the parent's data
+            await require_no_data(self, self.file.name, start_bytes, self.size_bytes)
 
     async def _resize(self, size_bytes: int) -> None:
         if size_bytes < self.size_bytes:

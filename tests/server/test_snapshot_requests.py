@@ -151,7 +151,10 @@ async def test_a_snapshot_is_of_all_disks_or_of_none(tmp_path: Path, suffix: str
         peer = await live.log_in()
         await ready(peer)
         await write(peer, 1)
-        in_the_way = [tmp_path / f".data{suffix}.tmp{suffix}", tmp_path / f"data@one{suffix}.tmp"]
+        in_the_way = [
+            tmp_path / f".data{suffix}.tmp{suffix}",
+            tmp_path / f".data@one{suffix}.tmp{suffix}",
+        ]
         for directory in in_the_way:
             directory.mkdir()
         with pytest.raises(ControlError, match="disk 'data': "):

@@ -44,7 +44,7 @@ async def test_a_disk_grows_and_shrinks(kind: Kind) -> None:
     assert await read(disk, 0, 5 * MIB) == model.content
     await apply_step(disk, model, "write", 4 * MIB - 512, fill(2, 1024))
     await check_crashes(file, model, 5, 1)
-    with pytest.raises(StorageError, match="holds data behind byte 41943"):
+    with pytest.raises(StorageError, match="holds data at byte 41943"):
         await disk.resize(4 * MIB)
     await disk.deallocate(4 * MIB - 512, 1024)
     await disk.resize(3 * MIB)
