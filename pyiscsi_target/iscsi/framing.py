@@ -4,6 +4,7 @@ Memory is shared: a connection holds a receive buffer only while bytes of an unf
 it, so an idle connection costs none. Knows nothing of what the PDUs mean.
 """
 
+from ..memory import page_aligned
 from .constants import BHS_LENGTH
 from .digest import DIGEST_LENGTH, matches
 from .pdu import DATA_SEGMENT_LENGTH_MASK, LENGTHS
@@ -31,7 +32,7 @@ class BufferPool:
 
     def take(self) -> memoryview:
         """A buffer with arbitrary content."""
-        return self._free.pop() if self._free else memoryview(bytearray(self.size_bytes))
+        return self._free.pop() if self._free else page_aligned(self.size_bytes)
 
     def give(self, buffer: memoryview) -> None:
         """Take back a buffer that nobody reads any more."""
@@ -149,7 +150,7 @@ class Framer:
             return
         needed = self._unfinished_length(start)
         if needed > len(memory):
-            self.memory = memoryview(bytearray(needed))
+            self.memory = page_aligned(needed)
         self.memory[: end - start] = memory[start:end]
         self._start, self._end = 0, end - start
         if self.memory is not memory:

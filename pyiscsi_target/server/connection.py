@@ -28,6 +28,7 @@ from ..iscsi.framing import BufferPool
 from ..iscsi.login import Agreement, LoginError
 from ..iscsi.target import TargetConnection
 from ..iscsi.transfer import Command
+from ..memory import page_aligned
 from ..scsi.target_device import TargetDevice
 from ..scsi.task import Nexus, Result, Status, Task
 from ..scsi.task_management import TaskManagementResponse as Response
@@ -89,6 +90,7 @@ class Connection:
         self._arenas = arenas
         self._arena: memoryview | None = None
         self._arena_used = 0
+        self._full_arenas: list[memoryview] = []
         self._unsent_length = 0
         self._send = sender_of(accepted)
         self._session: Session | None = None
@@ -224,6 +226,8 @@ class Connection:
         if self._arena is not None:
             self._arenas.give(self._arena)
             self._arena = None
+            while self._full_arenas:
+                self._arenas.give(self._full_arenas.pop())
         if self.closing and not self._backlog:
             self.close("done")
 
@@ -238,17 +242,18 @@ class Connection:
             self._loop.remove_writer(self._socket)
 
     def _allocate(self, length: int) -> memoryview:
-        """Memory for data-in that is queued in this round: part of the arena while it lasts."""
+        """Memory for data-in that is queued in this round: part of an arena, if one can hold it."""
         self._unsent_length += length
-        if self._arena is None:
-            self._arena = self._arenas.take()
-            self._arena_used = 0
         start = self._arena_used
-        end = start + length
-        if end > ARENA_LENGTH:
-            return memoryview(bytearray(length))
-        self._arena_used = end
-        return self._arena[start:end]
+        if self._arena is None or start + length > ARENA_LENGTH:
+            if length > ARENA_LENGTH:
+                return page_aligned(length)
+            if self._arena is not None:
+                self._full_arenas.append(self._arena)
+            self._arena = self._arenas.take()
+            start = 0
+        self._arena_used = start + length
+        return self._arena[start : start + length]
 
     # SCSI commands
 
@@ -495,6 +500,7 @@ class Connection:
         self._socket.close()
         self._backlog.clear()
         self._arena = None
+        self._full_arenas.clear()
         self._engine.outgoing.clear()
         if self._session is not None:
             if not self.closing:

@@ -31,6 +31,14 @@ def first_nonzero(view: memoryview) -> int | None:
     return None
 
 
+def same(left: memoryview, right: memoryview) -> bool:
+    """Whether two buffers of one length hold the same; views would compare element by element."""
+    return all(
+        bytes(left[start : start + len(_ZEROES)]) == bytes(right[start : start + len(_ZEROES)])
+        for start in range(0, len(left), len(_ZEROES))
+    )
+
+
 def slice_buffers(data: Sequence[Buffer], start: int, length: int) -> list[Buffer]:
     """The `length` bytes from `start` on of the buffers one after the other, without copying."""
     found: list[Buffer] = []

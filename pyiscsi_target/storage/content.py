@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+from ..memory import page_aligned
 from .base import BackingStore, Provisioning, StorageError, StorageFault
 from .buffers import first_nonzero
 
@@ -30,9 +31,9 @@ async def read_into(store: BackingStore, offset_bytes: int, into: memoryview) ->
 
 async def first_data(store: BackingStore, start_bytes: int, end_bytes: int) -> int | None:
     """Where the first byte in the range is that is not zero. Raises StorageError."""
-    buffer = bytearray(CHUNK_BYTES)
+    buffer = page_aligned(CHUNK_BYTES)
     async for offset, length in data_chunks(store, start_bytes, end_bytes):
-        into = memoryview(buffer)[:length]
+        into = buffer[:length]
         await read_into(store, offset, into)
         if (at := first_nonzero(into)) is not None:
             return offset + at

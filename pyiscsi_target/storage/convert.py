@@ -5,8 +5,9 @@ Holes stay holes. Must not know formats: both are open stores.
 
 from collections.abc import Callable, Iterator
 
+from ..memory import page_aligned
 from .base import BackingStore, StorageError, StorageFault
-from .buffers import all_zero
+from .buffers import all_zero, same
 from .content import CHUNK_BYTES, data_chunks, read_into
 
 _GRAIN_BYTES = 64 << 10  # of zeroes that become a hole
@@ -20,11 +21,11 @@ async def copy_disk(source: BackingStore, target: BackingStore, progress: Progre
 
     Raises StorageError.
     """
-    buffer = bytearray(CHUNK_BYTES)
+    buffer = page_aligned(CHUNK_BYTES)
     unit = target.capabilities.logical_block_bytes
     async for offset, length in data_chunks(source, 0, source.size_bytes):
         progress(offset)
-        data = memoryview(buffer)[:length]
+        data = buffer[:length]
         await read_into(source, offset, data)
         for start, end in _data_in(data):
             rest = -end % unit  # of a raw file that ends within a block
@@ -49,15 +50,15 @@ def _data_in(data: memoryview) -> Iterator[tuple[int, int]]:
 
 async def verify_copy(source: BackingStore, target: BackingStore, progress: Progress) -> None:
     """Read both and compare, wherever either of them has data. Raises StorageError (MEDIUM)."""
-    ours, theirs = bytearray(CHUNK_BYTES), bytearray(CHUNK_BYTES)
+    ours, theirs = page_aligned(CHUNK_BYTES), page_aligned(CHUNK_BYTES)
     # Where both are holes, both are zeroes.
     for store in (source, target):
         async for offset, length in data_chunks(store, 0, source.size_bytes):
             progress(offset if store is source else source.size_bytes)
-            left, right = memoryview(ours)[:length], memoryview(theirs)[:length]
+            left, right = ours[:length], theirs[:length]
             await read_into(source, offset, left)
             await read_into(target, offset, right)
-            if left != right:
+            if not same(left, right):
                 message = f"the copy differs within {length} bytes at byte {offset}"
                 raise StorageError(StorageFault.MEDIUM, message, offset)
     progress(source.size_bytes)

@@ -18,7 +18,7 @@ from pyiscsi_target.iscsi.constants import (
 from pyiscsi_target.iscsi.pdu import DataOut, ScsiCommand, TaskManagementRequest
 from pyiscsi_target.scsi.task import TaskAttribute
 from pyiscsi_target.server import connection as server_connection
-from pyiscsi_target.server.connection import Connection
+from pyiscsi_target.server.connection import ARENA_LENGTH, Connection
 from tests.support.live import MIB, Live, config_of, serving
 from tests.support.memory import frame
 from tests.support.peer import Peer
@@ -81,6 +81,13 @@ async def test_a_slow_reader_gets_everything_in_bounded_memory(tmp_path: Path) -
     async with serving(config_of(tmp_path), tmp_path) as live:
         narrow(live)
         await read_much(live, content, commands=24)
+        await live.until(lambda: not connection_of(live)._engine.outgoing)
+        connection, pool = connection_of(live), live.app._arenas
+        assert connection._arena is None
+        assert not connection._full_arenas
+        arenas = [arena.obj for arena in pool._free]
+        assert len(arenas) > server_connection.UNSENT_LENGTH_MAX // ARENA_LENGTH
+        assert len(set(map(id, arenas))) == len(arenas)
 
 
 async def test_without_sendmsg_the_same_bytes_arrive(
