@@ -17,6 +17,10 @@ from typing import Literal, TextIO
 LogFormat = Literal["kv", "json"]
 Field = str | int | float | bool | None
 
+LINES_MAX = 100  # of one kind in `WINDOW_S`: no peer and no full disk may fill the log
+WINDOW_S = 10.0
+_KINDS_MAX = 1000
+
 _BARE = re.compile(r"[^\s\"=\\]+")
 
 
@@ -40,12 +44,37 @@ def configure(
     """Send every log record of this process to `stream` (stderr), once, in this format."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_FORMATTERS[log_format]())
+    handler.addFilter(_Flood())
     root = logging.getLogger()
     for old in root.handlers[:]:
         if isinstance(old.formatter, _EventFormatter):
             root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(level)
+
+
+class _Flood(logging.Filter):
+    """Leaves out what is too much of one kind; `left_out` in the next line of it tells how many.
+
+    Of one kind are records with the same event, or with the same text and first argument.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, ...], tuple[float, int]] = {}  # since when, and how many
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        first = record.args[:1] if isinstance(record.args, tuple) else ()
+        kind = (record.name, str(record.msg), *map(str, first))
+        since_s, count = self._kinds.get(kind, (record.created, 0))
+        if 0 <= record.created - since_s < WINDOW_S:
+            self._kinds[kind] = since_s, count + 1
+            return count < LINES_MAX
+        if len(self._kinds) >= _KINDS_MAX:
+            self._kinds.clear()
+        self._kinds[kind] = record.created, 1
+        record.left_out = max(0, count - LINES_MAX) or None
+        return True
 
 
 class _EventFormatter(logging.Formatter):
@@ -91,6 +120,7 @@ def _fields(record: logging.LogRecord) -> Iterator[tuple[str, Field]]:
         yield "event", record.getMessage()
         for key, value in fields.items():
             yield key, _plain(value)
+    yield "left_out", getattr(record, "left_out", None)
     error = record.exc_info[1] if record.exc_info else None
     if error is not None:
         yield "exception", f"{type(error).__name__}: {error}"

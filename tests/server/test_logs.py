@@ -101,3 +101,40 @@ def test_levels_below_are_dropped(stream: io.StringIO) -> None:
     logs.configure("kv", logging.WARNING, stream)
     logs.log_event(LOGGER, logging.INFO, "login")
     assert stream.getvalue() == ""
+
+
+def flood(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, *moments_s: float) -> list[str]:
+    """The lines that are left of an event logged at these moments."""
+    logs.configure("kv", stream=stream)
+    for moment_s in moments_s:
+        monkeypatch.setattr("time.time", lambda at=moment_s: 1.8e9 + at)
+        monkeypatch.setattr("time.time_ns", lambda at=moment_s: int((1.8e9 + at) * 1e9))
+        logs.log_event(LOGGER, logging.ERROR, "flood", at=moment_s)
+    return [line.partition(" at=")[2] for line in stream.getvalue().splitlines()]
+
+
+def test_too_many_of_a_kind_are_counted(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = [float(n) / 1000 for n in range(logs.LINES_MAX + 7)]
+    lines = flood(stream, monkeypatch, *many, 9.9, 10.0, 10.1)
+    assert len(lines) == logs.LINES_MAX + 2
+    assert lines[-2:] == ["10 left_out=8", "10.1"]
+
+
+def test_a_clock_that_goes_back_loses_nothing(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert len(flood(stream, monkeypatch, *[1000.0] * logs.LINES_MAX, 5.0, 5.0)) == 102
+
+
+def test_kinds_are_told_apart(stream: io.StringIO) -> None:
+    logs.configure("kv", stream=stream)
+    for disk in ("quorum", "data"):
+        for _ in range(2 * logs.LINES_MAX):
+            LOGGER.error("storage of %s: %s", disk, "full")
+    for number in range(3000):  # of texts that never end nothing is kept
+        LOGGER.error(f"one of many: {number}")
+    assert stream.getvalue().count("storage of quorum") == logs.LINES_MAX
+    assert stream.getvalue().count("storage of data") == logs.LINES_MAX
+    assert stream.getvalue().count("one of many") == 3000
