@@ -11,7 +11,7 @@ serve: .venv/runtime
 
 test: .venv/dev
 	scripts/install-test-tools
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: .venv/dev
 	scripts/check
