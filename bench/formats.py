@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.clients import Client, Load, perf_random, qemu_count, qemu_read, qemu_write
+from bench.clients import (
+    Client,
+    Load,
+    perf_random,
+    perf_sequential,
+    qemu_count,
+    qemu_read,
+    qemu_write,
+)
 from bench.scenarios import Figure, Terms, measure
 from bench.subjects import Subject, filled_image
 from tests.support.images import GIB, KIB, MIB
@@ -43,6 +51,7 @@ QEMU_LOADS: tuple[tuple[str, Client, int, int], ...] = (
 )
 LOADS: tuple[tuple[str, Client, int, int], ...] = (
     ("4 KiB random read, 32 in flight", perf_random, 4 * KIB, 32),
+    ("1 MiB read, 8 in flight", perf_sequential, MIB, 8),
     ("4 KiB write, 32 in flight", qemu_write, 4 * KIB, 32),
     ("1 MiB write, 8 in flight", qemu_write, MIB, 8),
 )
