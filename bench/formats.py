@@ -38,6 +38,7 @@ class Format:
     goal: float | None
 
 
+RAW = Format("raw", "raw.img", (), None)
 FORMATS = (
     Format("VHD, fixed", "fixed.vhd", ("--kind", "fixed"), MIN_FIXED),
     Format("VHD, dynamic", "dynamic.vhd", (), MIN_GROWING),
@@ -74,25 +75,33 @@ def image_formats(subject: Subject, terms: Terms) -> Iterator[Figure]:
     """Reads and writes of blocks that are allocated, as parts of what the raw disk reaches."""
     with tempfile.TemporaryDirectory(dir=subject.home) as directory:
         home = Path(directory)
-        raw = filled_image(home / "raw.img")
-        for kind in FORMATS:
-            _disk(subject, "convert", raw, home / kind.name, *kind.options)
-        images = [raw, *(home / kind.name for kind in FORMATS)]
+        source = filled_image(home / "source.img")
+        # All by the same writer: how it writes decides how large the page cache's folios become.
+        for kind in (RAW, *FORMATS):
+            _disk(subject, "convert", source, home / kind.name, *kind.options)
+        source.unlink()
+        images = [home / kind.name for kind in (RAW, *FORMATS)]
         with _served(subject, home, images) as served:
             for title, client, block_bytes, depth in LOADS:
-                load = terms.load(block_bytes, depth)
-                for number, kind in enumerate(FORMATS, start=1):
-                    ratio = _ratio(served, client, load, number, terms.rounds)
+                ratios = _ratios(served, client, terms.load(block_bytes, depth), terms.rounds)
+                for kind, ratio in zip(FORMATS, ratios, strict=True):
                     yield _figure(f"{kind.title}: {title}, to raw", ratio, kind.goal)
 
 
-def _ratio(served: Subject, client: Client, load: Load, number: int, rounds: int) -> float:
-    """The median of the disk's throughput to the raw one's just before it."""
-    ratios = []
+def _ratios(served: Subject, client: Client, load: Load, rounds: int) -> list[float]:
+    """For each format the median of its throughput to the raw disk's, before and after it.
+
+    The formats take turns within a round: noise that lasts does not fall on one of them alone.
+    """
+    ratios: list[list[float]] = [[] for _ in FORMATS]
     for _ in range(rounds):
-        raw = measure(served, client, load).operations_per_s
-        ratios.append(measure(served, client, load, number).operations_per_s / raw)
-    return statistics.median(ratios)
+        before = measure(served, client, load).operations_per_s
+        for number, found in enumerate(ratios, start=1):
+            its_own = measure(served, client, load, number).operations_per_s
+            after = measure(served, client, load).operations_per_s
+            found.append(2 * its_own / (before + after))
+            before = after
+    return [statistics.median(found) for found in ratios]
 
 
 def _figure(title: str, ratio: float, goal: float | None) -> Figure:
