@@ -24,7 +24,7 @@ from .calls import best_calls
 from .durability import Durability, sync_file
 from .extents import append, end_of
 from .faults import storage_error
-from .holes import PUNCH, RESERVE, ZERO, allocate_mode, data_end, data_runs, extents
+from .holes import PUNCH, RESERVE, ZERO, allocate_mode, data_end, extents
 from .pace import SLOW_S, Pace
 from .workers import Workers
 
@@ -402,22 +402,6 @@ class FileIo:
         self._require_writable()
         end = offset_bytes + length_bytes
         await self._workers.run(self._allocate, RESERVE, offset_bytes, end)
-
-    async def data_runs(
-        self, offset_bytes: int, length_bytes: int, limit: int
-    ) -> list[tuple[int, int]]:
-        """The first `limit` (start, end) of runs that hold data in the range; all where unknown."""
-        return await self._workers.run(self._find_data, offset_bytes, length_bytes, limit)
-
-    def _find_data(self, offset_bytes: int, length_bytes: int, limit: int) -> list[tuple[int, int]]:
-        end = offset_bytes + length_bytes
-        if not self._calls.thread_safe:  # then `lseek` would move others' position
-            return [(offset_bytes, end)]
-        try:
-            runs = data_runs(self._fd, offset_bytes, end)
-            return list(islice(runs, limit))
-        except OSError as error:
-            raise storage_error(error, "find data", self.name, offset_bytes) from error
 
     async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
         """The first `limit` extents of the ranges (start, end); what nobody knows is mapped."""

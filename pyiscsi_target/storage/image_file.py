@@ -67,11 +67,6 @@ class ImageFile(Protocol):
     async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         """Have space for all of the range, whose content stays. Asked only with `anchors`."""
 
-    async def data_runs(
-        self, offset_bytes: int, length_bytes: int, limit: int
-    ) -> list[tuple[int, int]]:
-        """The first `limit` (start, end) of runs that hold data in the range; all where unknown."""
-
     async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
         """The first `limit` extents of the ranges (start, end), one range after the other.
 

@@ -242,11 +242,6 @@ class OverlaidFile:
     async def flush(self) -> None:
         pass
 
-    async def data_runs(
-        self, offset_bytes: int, length_bytes: int, limit: int
-    ) -> list[tuple[int, int]]:
-        return [(offset_bytes, offset_bytes + length_bytes)]
-
     async def extents(self, ranges: Sequence[tuple[int, int]], limit: int) -> list[Extent]:
         """The log may have put data where the file has a hole."""
         return [Extent(at, end - at, Provisioning.MAPPED) for at, end in ranges[:limit]]

@@ -62,8 +62,8 @@ class VhdxResize(VhdxBlocks):
             if size_bytes != self.size_bytes:
                 await uninterrupted(self._resize(size_bytes))
 
-    def _refused(self, what: str, offset_bytes: int | None = None) -> StorageError:
-        return StorageError(StorageFault.INVALID, f"{self.file.name}: {what}", offset_bytes)
+    def _refused(self, what: str) -> StorageError:
+        return StorageError(StorageFault.INVALID, f"{self.file.name}: {what}")
 
     async def _require_empty(self, start_bytes: int) -> None:
         """Nothing but zeroes may lie behind this; of a large table little is looked at."""

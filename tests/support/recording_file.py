@@ -161,11 +161,6 @@ class RecordingFile:
     async def zero(self, offset_bytes: int, length_bytes: int) -> None:
         self.zero_blocking(offset_bytes, length_bytes)
 
-    async def data_runs(
-        self, offset_bytes: int, length_bytes: int, limit: int
-    ) -> list[tuple[int, int]]:
-        return [(offset_bytes, offset_bytes + length_bytes)]
-
     async def reserve(self, offset_bytes: int, length_bytes: int) -> None:
         self.reserved.append((offset_bytes, offset_bytes + length_bytes))
 
